@@ -1,0 +1,86 @@
+"""The `dermserve` command: a shell into which each room hangs its own commands.
+
+A room registers a command in the entry-point group `dermserve.commands`; this module imports none of them by name,
+and loads one only when it is called or listed.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from importlib.metadata import EntryPoint, entry_points
+
+import click
+
+from dermserve import __version__
+from dermserve.errors import DermserveError
+
+GROUP = "dermserve.commands"
+
+
+class EntryPointGroup(click.Group):
+    """A click group whose commands come from entry points, loaded on first use."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(_found())
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        entry = _found().get(cmd_name)
+        if entry is None:
+            return None
+        command = entry.load()
+        assert isinstance(command, click.Command), f"{entry.value} is not a click command"
+        return command
+
+
+def _found() -> dict[str, EntryPoint]:
+    return {entry.name: entry for entry in entry_points(group=GROUP)}
+
+
+@click.group(cls=EntryPointGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="dermserve")
+@click.option("-v", "--verbose", is_flag=True, help="Log more.")
+def shell(verbose: bool) -> None:
+    """Melanoma classification on NVIDIA Triton: train, export, serve, predict, measure.
+
+    Research use only; not a medical device.
+
+    \b
+    Examples:
+      dermserve serve
+      dermserve sample lesions/ && dermserve predict lesions/ --csv out.csv
+      dermserve admin create-api-key --name gateway
+    """
+    logging.basicConfig(
+        level=logging.DEBUG if verbose else logging.INFO,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+
+
+def main() -> None:
+    """Run the command line; a known error becomes one line and exit status 1, never a stack trace."""
+    try:
+        shell.main(standalone_mode=True)
+    except DermserveError as error:
+        click.echo(f"dermserve: {error.detail}", err=True)
+        sys.exit(1)
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in _EXTRAS:
+            raise
+        click.echo(f"dermserve: this command needs the extra '{_EXTRAS[missing]}': pip install 'dermserve[{_EXTRAS[missing]}]'", err=True)
+        sys.exit(1)
+
+
+_EXTRAS = {
+    "torch": "training",
+    "timm": "training",
+    "torchvision": "training",
+    "wandb": "training",
+    "sklearn": "training",
+    "onnx": "training",
+    "locust": "bench",
+    "tensorrt": "tensorrt",
+    "tensorrt_rtx": "tensorrt-rtx",
+}

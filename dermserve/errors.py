@@ -1,0 +1,192 @@
+"""One tree of errors; every door translates from it and none invents its own.
+
+Each class carries a stable `code` (what programs match on), an HTTP status, a gRPC status name, a DICOM status
+(PS3.4 annex B.2.3 for C-STORE) and a title for people. An instance adds a `detail` that is safe to show to the
+sender: it never holds a path, a stack or another person's data.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import ClassVar
+
+
+class DermserveError(Exception):
+    """Root of the tree. `retry_after` is in seconds, None where a retry of the same request cannot help."""
+
+    code: ClassVar[str] = "internal_error"
+    title: ClassVar[str] = "Something went wrong on our side"
+    http_status: ClassVar[int] = 500
+    grpc_status: ClassVar[str] = "INTERNAL"
+    dicom_status: ClassVar[int] = 0xC000
+
+    def __init__(self, detail: str = "", *, retry_after: int | None = None) -> None:
+        super().__init__(detail or self.title)
+        self.detail = detail or self.title
+        self.retry_after = retry_after
+
+    def wire(self, index: int | None = None) -> str:
+        """One line that survives a protocol without typed errors: `[code] image 2: detail` (see `from_wire`)."""
+        place = "" if index is None else f"image {index}: "
+        return f"[{self.code}] {place}{self.detail}"
+
+
+class ImageError(DermserveError):
+    """The bytes sent are not an image that can be scored; the same bytes will fail again."""
+
+    code = "image_invalid"
+    title = "The image cannot be used"
+    http_status = 422
+    grpc_status = "INVALID_ARGUMENT"
+
+
+class ImageEmpty(ImageError):
+    code = "image_empty"
+    title = "The request holds no image"
+
+
+class ImageTooLarge(ImageError):
+    """More bytes, pixels or a longer side than allowed; found before any pixel is decoded."""
+
+    code = "image_too_large"
+    title = "The image is too large"
+    http_status = 413
+
+
+class ImageTooSmall(ImageError):
+    code = "image_too_small"
+    title = "The image is too small"
+
+
+class UnsupportedImageType(ImageError):
+    code = "unsupported_media_type"
+    title = "Only JPEG, PNG and DICOM images are accepted"
+    http_status = 415
+
+
+class ImageUndecodable(ImageError):
+    """Truncated or corrupt: the header promises more than the data keeps."""
+
+    code = "image_undecodable"
+    title = "The image is damaged and cannot be decoded"
+
+
+class RequestInvalid(DermserveError):
+    code = "request_invalid"
+    title = "The request is not valid"
+    http_status = 422
+    grpc_status = "INVALID_ARGUMENT"
+
+
+class Unauthenticated(DermserveError):
+    code = "unauthenticated"
+    title = "Sign in or send a valid API key"
+    http_status = 401
+    grpc_status = "UNAUTHENTICATED"
+    dicom_status = 0x0124
+
+
+class Forbidden(DermserveError):
+    code = "forbidden"
+    title = "This is not allowed for you"
+    http_status = 403
+    grpc_status = "PERMISSION_DENIED"
+    dicom_status = 0x0124
+
+
+class NotFound(DermserveError):
+    code = "not_found"
+    title = "There is nothing here"
+    http_status = 404
+    grpc_status = "NOT_FOUND"
+
+
+class Conflict(DermserveError):
+    code = "conflict"
+    title = "This conflicts with what is stored"
+    http_status = 409
+    grpc_status = "ALREADY_EXISTS"
+
+
+class IdempotencyConflict(Conflict):
+    """The same idempotency key was used before with other bytes."""
+
+    code = "idempotency_conflict"
+    title = "This idempotency key belongs to another image"
+
+
+class RateLimited(DermserveError):
+    code = "rate_limited"
+    title = "Too many requests"
+    http_status = 429
+    grpc_status = "RESOURCE_EXHAUSTED"
+    dicom_status = 0xA700
+
+
+class Unavailable(DermserveError):
+    """A part of the server is not ready; nothing was stored, and the same request can be sent again."""
+
+    code = "unavailable"
+    title = "The service is not ready; please try again shortly"
+    http_status = 503
+    grpc_status = "UNAVAILABLE"
+    dicom_status = 0xA700
+
+    def __init__(self, detail: str = "", *, retry_after: int | None = 5) -> None:
+        super().__init__(detail, retry_after=retry_after)
+
+
+class InferenceUnavailable(Unavailable):
+    code = "inference_unavailable"
+    title = "The model server is not answering; please try again shortly"
+
+
+class Overloaded(Unavailable):
+    """A bounded queue is full or the deadline passed while waiting in it."""
+
+    code = "overloaded"
+    title = "The service is busy; please try again shortly"
+    grpc_status = "RESOURCE_EXHAUSTED"
+
+
+class DatabaseUnavailable(Unavailable):
+    code = "database_unavailable"
+    title = "The database is not answering; please try again shortly"
+
+
+class StartupError(DermserveError):
+    """A command cannot start (a port in use, an unsupported platform, a missing extra); `detail` says what to do."""
+
+    code = "startup_failed"
+    title = "dermserve cannot start"
+
+
+class PreprocessingMismatch(StartupError):
+    """This installation prepares images differently from the one the weights were trained and checked with."""
+
+    code = "preprocessing_mismatch"
+    title = "The model was made with another preprocessing"
+
+
+def _subclasses(cls: type[DermserveError]) -> dict[str, type[DermserveError]]:
+    found = {cls.code: cls}
+    for child in cls.__subclasses__():
+        found |= _subclasses(child)
+    return found
+
+
+BY_CODE: dict[str, type[DermserveError]] = _subclasses(DermserveError)
+
+_WIRE = re.compile(r"\[(?P<code>[a-z_]+)\] (?:image (?P<index>\d+): )?(?P<detail>.*)", re.DOTALL)
+
+
+def from_wire(message: str) -> tuple[DermserveError, int | None] | None:
+    """Rebuild the error and the image's index from a line made by `DermserveError.wire`, wherever it stands in `message`.
+
+    Returns None when the message holds no such line, so that a caller can keep the original error.
+    """
+    match = _WIRE.search(message)
+    if match is None or match["code"] not in BY_CODE:
+        return None
+    index = None if match["index"] is None else int(match["index"])
+    return BY_CODE[match["code"]](match["detail"].strip()), index

@@ -1,0 +1,58 @@
+"""All settings, typed and frozen; built once at an entry point and passed down. Nothing else reads the environment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+REPOSITORY_ROOT = Path(__file__).resolve().parent.parent
+
+
+class Settings(BaseSettings):
+    """Read from `DERMSERVE_*` environment variables; every default suits `make serve` on one machine.
+
+    Raises:
+        pydantic.ValidationError: a variable holds a value of the wrong type or range.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="DERMSERVE_", frozen=True, extra="ignore")
+
+    state_dir: Path = Field(Path(".dermserve"), description="Where the embedded database, logs and sockets live.")
+    model_repository: Path = Field(
+        REPOSITORY_ROOT / "model_repository", description="The Triton model repository to serve and whose card to read."
+    )
+
+    host: str = Field("127.0.0.1", description="Address the web server listens on.")
+    port: int = Field(8000, ge=1, le=65535, description="Port of the web pages and the JSON API.")
+    workers: int = Field(1, ge=1, le=64, description="uvicorn worker processes.")
+    public_url: str | None = Field(None, description="https://… address users see; turns on Secure cookies.")
+
+    triton_url: str | None = Field(None, description="host:port[,host:port…] of Triton's gRPC; unset: start the embedded one.")
+    triton_grpc_port: int = Field(8001, ge=1, le=65535)
+    triton_http_port: int = Field(8003, ge=1, le=65535)
+    triton_metrics_port: int = Field(8002, ge=1, le=65535)
+    inference_timeout_s: float = Field(30.0, gt=0, description="Deadline of one inference call, retries included.")
+
+    database_url: str | None = Field(None, description="postgresql://… ; unset: start the embedded PostgreSQL.")
+
+    dicom_port: int = Field(11112, ge=1, le=65535)
+
+    operating_point: str = Field("sensitivity_95", description="Named operating point of the model card that decides referral.")
+    session_hours: int = Field(12, ge=1, description="Hours after which a web session ends.")
+
+    @property
+    def triton_urls(self) -> tuple[str, ...]:
+        """gRPC addresses to use, in order; the embedded server's own when `triton_url` is unset."""
+        if self.triton_url is None:
+            return (f"127.0.0.1:{self.triton_grpc_port}",)
+        return tuple(part.strip() for part in self.triton_url.split(",") if part.strip())
+
+    @property
+    def embedded_triton(self) -> bool:
+        return self.triton_url is None
+
+    @property
+    def embedded_database(self) -> bool:
+        return self.database_url is None

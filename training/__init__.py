@@ -1,0 +1,1 @@
+"""Room of dermserve; see docs/architecture.md."""
