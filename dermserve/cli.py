@@ -21,10 +21,10 @@ GROUP = "dermserve.commands"
 class EntryPointGroup(click.Group):
     """A click group whose commands come from entry points, loaded on first use."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  click's signature
         return sorted(_found())
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         entry = _found().get(cmd_name)
         if entry is None:
             return None
@@ -67,9 +67,10 @@ def main() -> None:
         sys.exit(1)
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
-        if missing not in _EXTRAS:
+        extra = _EXTRAS.get(missing)
+        if extra is None:
             raise
-        click.echo(f"dermserve: this command needs the extra '{_EXTRAS[missing]}': pip install 'dermserve[{_EXTRAS[missing]}]'", err=True)
+        click.echo(f"dermserve: this command needs the extra '{extra}': pip install 'dermserve[{extra}]'", err=True)
         sys.exit(1)
 
 

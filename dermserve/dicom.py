@@ -6,7 +6,7 @@ Only the header and the pixel data are looked at; no patient attribute is read.
 from __future__ import annotations
 
 import io
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,8 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.encaps import get_frame
 from pydicom.filereader import read_dataset
-from pydicom.pixels import apply_color_lut, pixel_array
+from pydicom.pixels.processing import apply_color_lut
+from pydicom.pixels.utils import pixel_array
 from pydicom.uid import (
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
@@ -27,7 +28,7 @@ _RAW: Final = frozenset({ImplicitVRLittleEndian, ExplicitVRLittleEndian})
 _PREAMBLE: Final = 132  # 128 bytes of preamble and "DICM" (PS3.10 §7.1)
 _TRANSFER_SYNTAX: Final = 0x00020010
 # Attributes of the image pixel module (PS3.3 C.7.6.3); reading only these keeps the header check cheap.
-_GEOMETRY: Final[list[str | int]] = ["Rows", "Columns", "NumberOfFrames", "SamplesPerPixel"]
+_GEOMETRY: Final[list[str]] = ["Rows", "Columns", "NumberOfFrames", "SamplesPerPixel"]
 
 
 def dimensions(data: bytes) -> tuple[int, int]:
@@ -67,7 +68,7 @@ def _transfer_syntax(data: bytes) -> str:
             io.BytesIO(data[_PREAMBLE:]),
             is_implicit_VR=False,
             is_little_endian=True,
-            stop_when=lambda tag, vr, length: tag.group != 2,
+            stop_when=lambda tag, _vr, _length: tag.group != 2,
         )
         syntax = str(meta[_TRANSFER_SYNTAX].value)
     except Exception as error:
@@ -78,7 +79,7 @@ def _transfer_syntax(data: bytes) -> str:
 
 
 def _to_rgb(dataset: Dataset) -> NDArray[np.uint8]:
-    pixels = pixel_array(dataset, index=0)  # YBR becomes RGB here; raises when the data is short
+    pixels: NDArray[Any] = pixel_array(dataset, index=0)  # YBR becomes RGB here; raises when the data is short
     photometric = str(dataset.PhotometricInterpretation)
     if photometric == "PALETTE COLOR":
         pixels = apply_color_lut(pixels, dataset)
@@ -87,11 +88,10 @@ def _to_rgb(dataset: Dataset) -> NDArray[np.uint8]:
         bits = int(dataset.BitsStored)
     if np.issubdtype(pixels.dtype, np.signedinteger):
         pixels = pixels.astype(np.int64) + (1 << (bits - 1))
-    scaled = pixels.astype(np.uint32)
-    scaled = scaled >> (bits - 8) if bits > 8 else scaled << (8 - bits)
-    grey_or_rgb = np.clip(scaled, 0, 255).astype(np.uint8)
-    if photometric == "MONOCHROME1":
-        grey_or_rgb = 255 - grey_or_rgb
+    levels = pixels.astype(np.float64) * (255 / ((1 << bits) - 1))
+    if photometric == "MONOCHROME1":  # PS3.3 C.7.6.3.1.2: the smallest value is white
+        levels = 255 - levels
+    grey_or_rgb = np.clip(np.rint(levels), 0, 255).astype(np.uint8)
     if grey_or_rgb.ndim == 2:
         return np.repeat(grey_or_rgb[..., None], 3, axis=2)
     return np.ascontiguousarray(grey_or_rgb)

@@ -101,6 +101,22 @@ class NotFound(DermserveError):
     grpc_status = "NOT_FOUND"
 
 
+class MethodNotAllowed(DermserveError):
+    code = "method_not_allowed"
+    title = "This address does not take such a request"
+    http_status = 405
+    grpc_status = "UNIMPLEMENTED"
+
+
+class RequestTimeout(DermserveError):
+    """The sender was too slow; the server stops waiting and keeps nothing."""
+
+    code = "request_timeout"
+    title = "The request did not arrive in time"
+    http_status = 408
+    grpc_status = "DEADLINE_EXCEEDED"
+
+
 class Conflict(DermserveError):
     code = "conflict"
     title = "This conflicts with what is stored"

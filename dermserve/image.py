@@ -24,7 +24,14 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageCms
 
 from dermserve import dicom
-from dermserve.errors import ImageEmpty, ImageError, ImageTooLarge, ImageTooSmall, ImageUndecodable, UnsupportedImageType
+from dermserve.errors import (
+    ImageEmpty,
+    ImageError,
+    ImageTooLarge,
+    ImageTooSmall,
+    ImageUndecodable,
+    UnsupportedImageType,
+)
 
 SIDE: Final = 300
 """Height and width of the prepared tensor in pixels: EfficientNet-B3's own training resolution."""

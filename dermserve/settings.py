@@ -29,7 +29,9 @@ class Settings(BaseSettings):
     workers: int = Field(1, ge=1, le=64, description="uvicorn worker processes.")
     public_url: str | None = Field(None, description="https://… address users see; turns on Secure cookies.")
 
-    triton_url: str | None = Field(None, description="host:port[,host:port…] of Triton's gRPC; unset: start the embedded one.")
+    triton_url: str | None = Field(
+        None, description="host:port[,host:port…] of Triton's gRPC; unset: start the embedded one."
+    )
     triton_grpc_port: int = Field(8001, ge=1, le=65535)
     triton_http_port: int = Field(8003, ge=1, le=65535)
     triton_metrics_port: int = Field(8002, ge=1, le=65535)
@@ -39,7 +41,9 @@ class Settings(BaseSettings):
 
     dicom_port: int = Field(11112, ge=1, le=65535)
 
-    operating_point: str = Field("sensitivity_95", description="Named operating point of the model card that decides referral.")
+    operating_point: str = Field(
+        "sensitivity_95", description="Named operating point of the model card that decides referral."
+    )
     session_hours: int = Field(12, ge=1, description="Hours after which a web session ends.")
 
     @property
