@@ -1,0 +1,122 @@
+"""The embedded Triton: the `tritonserver` binary and python backend out of the `nvidia-pytriton` wheel.
+
+The binary is run directly on the model repository, without PyTriton's own API. NVIDIA's container serves the same
+repository with `--model-config-name=tensorrt`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+
+from deploy.processes import Child
+from dermserve.errors import StartupError
+from dermserve.settings import Settings
+
+_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  POSIX shared memory, not a temporary file
+_MANAGEMENT_APIS = "model-repository,shared-memory,trace,logging"
+
+
+def child(settings: Settings, environment: Mapping[str, str]) -> Child:
+    """Lay out the backend directory under the state directory and describe the process.
+
+    Raises:
+        StartupError: this platform has no embedded Triton, or a library it needs is missing.
+    """
+    wheel = _wheel()
+    state = settings.state_dir / "triton"
+    backends = _lay_out_backend(wheel, state)
+    prefix = _memory_prefix(settings.state_dir)
+    # An unguessable header value: nobody is to load models or map memory through these APIs.
+    closed = f"{_MANAGEMENT_APIS}:x-dermserve-closed={os.urandom(16).hex()}"
+    command = [
+        str(wheel / "bin/tritonserver"),
+        f"--model-repository={settings.model_repository.resolve()}",
+        "--model-config-name=openvino",
+        f"--backend-directory={backends}",
+        f"--cache-directory={wheel / 'caches'}",
+        f"--backend-config=python,shm-region-prefix-name={prefix}",
+        "--http-address=127.0.0.1",
+        f"--http-port={settings.triton_http_port}",
+        "--grpc-address=127.0.0.1",
+        f"--grpc-port={settings.triton_grpc_port}",
+        "--metrics-address=127.0.0.1",
+        f"--metrics-port={settings.triton_metrics_port}",
+        f"--http-restricted-api={closed}",
+        f"--grpc-restricted-protocol={closed}",
+        "--allow-gpu-metrics=false",
+        "--disable-auto-complete-config",
+        "--exit-timeout-secs=5",
+        "--log-verbose=0",
+    ]
+
+    async def clean() -> None:
+        for region in _SHARED_MEMORY.glob(f"{prefix}*"):  # noqa: ASYNC240  memory, not a disk
+            region.unlink(missing_ok=True)
+
+    return Child("Triton", command, settings.state_dir / "logs/triton.log", _environment(environment), clean)
+
+
+def _wheel() -> Path:
+    spec = find_spec("pytriton") if (platform.system(), platform.machine()) == ("Linux", "x86_64") else None
+    if spec is None or spec.origin is None:
+        raise StartupError(
+            "The embedded Triton runs on Linux x86-64 only; elsewhere start NVIDIA's container on model_repository/ "
+            "and set DERMSERVE_TRITON_URL=host:8001."
+        )
+    return Path(spec.origin).parent / "tritonserver"
+
+
+def _lay_out_backend(wheel: Path, state: Path) -> Path:
+    """Make `backends/python` with the stub of the running Python's version; the wheel's own folder is left untouched."""
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    stub = wheel / "python_backend_stubs" / version / "triton_python_backend_stub"
+    backend = state / "backends/python"
+    backend.mkdir(parents=True, exist_ok=True)
+    for source in (
+        wheel / "backends/python/libtriton_python.so",
+        wheel / "backends/python/triton_python_backend_utils.py",
+        stub,
+    ):
+        target = backend / source.name
+        if not target.exists() or target.stat().st_mtime < source.stat().st_mtime:
+            shutil.copy2(source, target)
+    (backend / stub.name).chmod(0o755)
+    linked = subprocess.run(
+        ["ldd", str(backend / stub.name)], env=_environment(os.environ), capture_output=True, text=True, check=False
+    ).stdout
+    if f"libpython{version}.so.1.0 => not found" in linked:
+        raise StartupError(
+            f"Triton's python backend needs the shared library libpython{version}.so.1.0: "
+            f"apt-get install libpython{version} (or use a Python built with --enable-shared)."
+        )
+    return backend.parent.resolve()
+
+
+def _environment(base: Mapping[str, str]) -> dict[str, str]:
+    """What the stub needs to become this very Python: its libpython, and its virtual environment first on PATH."""
+    bundled = (
+        _wheel().parent.parent / "nvidia_pytriton.libs"
+    )  # found relative to the wheel's own folder, which the copy left
+    libraries = [str(sysconfig.get_config_var("LIBDIR") or ""), str(bundled), base.get("LD_LIBRARY_PATH", "")]
+    return {
+        **base,
+        "PATH": f"{Path(sys.prefix) / 'bin'}{os.pathsep}{base.get('PATH', os.defpath)}",
+        "LD_LIBRARY_PATH": os.pathsep.join(filter(None, libraries)),
+        # One thread for every numeric library in a stub: parallelism comes from instances.
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+    }
+
+
+def _memory_prefix(state_dir: Path) -> str:
+    """A name for shared-memory regions that is this stack's own, so that cleaning up never touches another's."""
+    return "dermserve_" + hashlib.sha256(str(state_dir.resolve()).encode()).hexdigest()[:12] + "_"
