@@ -1,0 +1,34 @@
+"""The command `dermserve serve`."""
+
+from __future__ import annotations
+
+import click
+
+
+@click.command()
+def serve() -> None:
+    """Start PostgreSQL, Triton and the web server, and print the address once all are ready.
+
+    Stops everything on Ctrl-C or SIGTERM. Settings are DERMSERVE_* environment variables (docs/architecture.md).
+
+    \b
+    Examples:
+      dermserve serve
+      DERMSERVE_PORT=9000 DERMSERVE_STATE_DIR=/var/lib/dermserve dermserve serve
+      DERMSERVE_TRITON_URL=gpu-1:8001,gpu-2:8001 DERMSERVE_DATABASE_URL=postgresql://… dermserve serve
+    """
+    import asyncio
+
+    from pydantic import ValidationError
+
+    from deploy.local import serve as run
+    from dermserve.errors import StartupError
+    from dermserve.settings import Settings
+
+    try:
+        settings = Settings()
+    except ValidationError as error:
+        faults = "; ".join(f"DERMSERVE_{str(fault['loc'][0]).upper()}: {fault['msg']}" for fault in error.errors())
+        raise StartupError(faults) from error
+    click.echo("Starting PostgreSQL, Triton and the web server …", err=True)
+    asyncio.run(run(settings, lambda address: click.echo(f"dermserve is ready at {address} (Ctrl-C stops it)")))

