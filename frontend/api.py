@@ -1,0 +1,131 @@
+"""The JSON API: `/v1/predictions`."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Final
+from uuid import UUID
+
+from fastapi import APIRouter, Header, Query, Request, Response
+
+from dermserve.errors import (
+    DermserveError,
+    Forbidden,
+    IdempotencyConflict,
+    ImageTooLarge,
+    ImageUndecodable,
+    NotFound,
+    Overloaded,
+    RateLimited,
+    RequestInvalid,
+    RequestTimeout,
+    Unauthenticated,
+    UnsupportedImageType,
+)
+from frontend import problems
+from frontend.dependencies import CallerDep, ServicesDep
+from frontend.schemas import Result, ResultPage
+from frontend.upload import RAW_TYPES
+
+_KEY: Final = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]{0,253}[\x21-\x7e])?")
+_BINARY: Final = {"schema": {"type": "string", "format": "binary"}}
+_BODY: Final[dict[str, Any]] = {
+    "required": True,
+    "description": "The encoded image, either as the body itself or as the part `file` of a form.",
+    "content": dict.fromkeys((*RAW_TYPES, "application/octet-stream"), _BINARY)
+    | {
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "required": ["file"],
+                "properties": {"file": {"type": "string", "format": "binary"}},
+            }
+        }
+    },
+}
+
+
+def _refusals(*errors: type[DermserveError]) -> dict[int | str, dict[str, Any]]:
+    """How OpenAPI states which problems a route may answer with."""
+    return {
+        error.http_status: {
+            "description": f"{error.title} (`{error.code}`)",
+            "content": {problems.CONTENT_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+        }
+        for error in errors
+    }
+
+
+router = APIRouter(
+    prefix="/v1", tags=["predictions"], responses=_refusals(Unauthenticated, Overloaded, RateLimited, RequestInvalid)
+)
+_NOT_FOUND = _refusals(NotFound)
+WithCam = Annotated[bool, Query(description="Include the class activation map.")]
+
+
+@router.post(
+    "/predictions",
+    status_code=201,
+    summary="Analyse one image",
+    openapi_extra={"requestBody": _BODY},
+    responses={
+        200: {"model": Result, "description": "A repeat: the stored result."},
+        **_refusals(
+            Forbidden, RequestTimeout, IdempotencyConflict, ImageTooLarge, UnsupportedImageType, ImageUndecodable
+        ),
+    },
+)
+async def create(
+    request: Request,
+    response: Response,
+    *,
+    caller: CallerDep,
+    services: ServicesDep,
+    cam: WithCam = False,
+    idempotency_key: Annotated[
+        str | None, Header(description="At most 255 printable ASCII characters; default: SHA-256 of the bytes.")
+    ] = None,
+) -> Result:
+    """Score an image and store the result. A 2xx means that it is committed.
+
+    The same key with the same bytes returns the stored result with status 200, so a sender that saw no answer just
+    sends again. The image itself is not kept.
+    """
+    if idempotency_key is not None and not _KEY.fullmatch(idempotency_key):
+        raise RequestInvalid("An Idempotency-Key has 1 to 255 printable ASCII characters.")
+    async with services.intake.receive(request) as upload:
+        prediction, created = await services.predictions.analyse(
+            caller, upload.data, key=idempotency_key, filename=upload.filename
+        )
+    response.headers["Location"] = f"/v1/predictions/{prediction.id}"
+    response.status_code = 201 if created else 200
+    return Result.of(prediction, cam=cam)
+
+
+@router.get("/predictions", summary="List results, newest first")
+async def list_page(
+    caller: CallerDep,
+    services: ServicesDep,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    cursor: Annotated[str | None, Query(max_length=100, description="`next_cursor` of the page before.")] = None,
+) -> ResultPage:
+    """Your results, newest first. New results never shift what a cursor continues."""
+    page = await services.predictions.page(caller, limit=limit, cursor=cursor)
+    return ResultPage(items=[Result.of(row) for row in page.items], next_cursor=page.next_cursor)
+
+
+@router.get("/predictions/{prediction_id:uuid}", summary="One result", responses=_NOT_FOUND)
+async def read(prediction_id: UUID, caller: CallerDep, services: ServicesDep, cam: WithCam = False) -> Result:
+    """One of your results; anybody else's does not exist for you."""
+    return Result.of(await services.predictions.get(caller, prediction_id), cam=cam)
+
+
+@router.delete(
+    "/predictions/{prediction_id:uuid}",
+    status_code=204,
+    summary="Delete a result",
+    responses=_NOT_FOUND | _refusals(Forbidden),
+)
+async def delete(prediction_id: UUID, caller: CallerDep, services: ServicesDep) -> None:
+    """Delete one of your results for good. The same image sent again makes a new one."""
+    await services.predictions.delete(caller, prediction_id)

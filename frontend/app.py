@@ -1,0 +1,106 @@
+"""The web application: `uvicorn --factory frontend.app:create_app`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.staticfiles import StaticFiles
+
+from dermserve import __version__
+from dermserve.client import AsyncTritonClient
+from dermserve.model_card import ModelCard
+from dermserve.settings import Settings
+from frontend import account_pages, api, health, pages, problems
+from frontend.accounts import Accounts
+from frontend.database import Database, database_url
+from frontend.dependencies import Services
+from frontend.metrics import Metrics, MetricsMiddleware
+from frontend.predictions import Inference, Predictions
+from frontend.security import SecurityMiddleware, SessionCookie, is_https
+from frontend.templating import STATIC
+from frontend.throttle import Throttle
+from frontend.upload import Intake
+
+
+def triton(settings: Settings) -> Inference:
+    """The Triton client; opens no connection yet."""
+    return AsyncTritonClient(settings.triton_urls, timeout_s=settings.inference_timeout_s)
+
+
+def create_app(settings: Settings | None = None, connect: Callable[[Settings], Inference] = triton) -> FastAPI:
+    """Build the application. Neither Triton nor PostgreSQL need be up yet; `/readyz` tells.
+
+    Args:
+        settings: read from the environment when None.
+        connect: makes the inference client, called once in the running event loop.
+
+    Raises:
+        StartupError: no usable model card, an unknown operating point, or no database address.
+    """
+    settings = settings or Settings()
+    card = ModelCard.read(settings.model_repository)
+    card.operating_point(settings.operating_point)
+    url = database_url(settings)
+    metrics = Metrics()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        database, inference = Database(url), connect(settings)
+        app.state.services = Services(
+            settings=settings,
+            card=card,
+            database=database,
+            inference=inference,
+            accounts=Accounts(database, session_hours=settings.session_hours),
+            predictions=Predictions(database, inference, card, settings.operating_point, metrics),
+            intake=Intake(),
+            throttle=Throttle(),
+            metrics=metrics,
+            cookie=SessionCookie(settings),
+        )
+        try:
+            yield
+        finally:
+            await inference.close()
+            await database.close()
+
+    app = FastAPI(
+        title="dermserve",
+        version=__version__,
+        summary="Melanoma classification. Research use only; not a medical device.",
+        docs_url=None,
+        redoc_url=None,
+        lifespan=lifespan,
+    )
+    for router in (api.router, health.router, account_pages.router, pages.router):
+        app.include_router(router)
+    app.mount("/static", StaticFiles(directory=STATIC), name="static")
+    problems.install(app)
+    app.add_middleware(SecurityMiddleware, https=is_https(settings))
+    app.add_middleware(MetricsMiddleware, metrics=metrics)  # outermost: it must see every final status
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    return app
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    """FastAPI's document, with the problem schema in place of its own error schema, and the two ways to sign in."""
+    if app.openapi_schema is None:
+        document = FastAPI.openapi(app)
+        components = document["components"]
+        schemas = components["schemas"]
+        for unused in ("HTTPValidationError", "ValidationError"):
+            schemas.pop(unused, None)
+        schemas["Problem"] = problems.Problem.model_json_schema()
+        components["securitySchemes"] = {
+            "apiKey": {"type": "http", "scheme": "bearer", "description": "An API key from the page “API keys”."},
+            "session": {"type": "apiKey", "in": "cookie", "name": "derm_session", "description": "A logged-in page."},
+        }
+        for path, operations in document["paths"].items():
+            if path.startswith("/v1/"):
+                for operation in operations.values():
+                    operation["security"] = [{"apiKey": []}, {"session": []}]
+        app.openapi_schema = document
+    return app.openapi_schema

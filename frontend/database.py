@@ -1,0 +1,159 @@
+"""PostgreSQL: where it is, transactions on it, and its schema."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import asyncpg
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Connection, text
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.pool import NullPool
+
+from dermserve.errors import DatabaseUnavailable, Overloaded, StartupError
+from dermserve.settings import Settings
+
+URL_FILE = "database.url"
+"""In the state folder while the embedded stack runs: the address of its PostgreSQL, for other commands."""
+
+_MIGRATIONS = Path(__file__).with_name("migrations")
+_MIGRATION_LOCK = 0x6465726D  # "derm": any number will do as long as every replica takes the same one
+_CONNECT_S = 5.0
+_STATEMENT_S = 20.0
+# SQLSTATE classes: connection exception, operator intervention (shutdown, starting up), insufficient resources.
+_PASSING_SQLSTATES = ("08", "57", "53")
+
+
+def database_url(settings: Settings) -> str:
+    """The address from the settings, else that of the embedded database while it runs.
+
+    Raises:
+        StartupError: neither is known.
+    """
+    if settings.database_url is not None:
+        return settings.database_url
+    try:
+        return (settings.state_dir / URL_FILE).read_text().strip()
+    except FileNotFoundError as error:
+        raise StartupError(
+            f"No database is known: start `dermserve serve` (nothing runs on {settings.state_dir}), "
+            "or set DERMSERVE_DATABASE_URL."
+        ) from error
+
+
+def engine_url(url: str) -> URL:
+    """An ordinary `postgresql://` address as SQLAlchemy's asyncpg dialect wants it, `sslmode` included.
+
+    Raises:
+        StartupError: it is not the address of a PostgreSQL database.
+    """
+    try:
+        parsed = make_url(url)
+    except ArgumentError as error:
+        raise StartupError("DERMSERVE_DATABASE_URL is not an address like postgresql://user@host/name.") from error
+    if parsed.drivername not in ("postgres", "postgresql", "postgresql+asyncpg"):
+        raise StartupError(f"Only PostgreSQL is supported, not {parsed.drivername}.")
+    query = {("ssl" if name == "sslmode" else name): value for name, value in parsed.query.items()}
+    return parsed.set(drivername="postgresql+asyncpg", query=query)
+
+
+class Database:
+    """A connection pool that starts empty and heals itself: every connection is tried before it is handed out."""
+
+    def __init__(self, url: str) -> None:
+        self._engine = create_async_engine(
+            engine_url(url),
+            pool_pre_ping=True,
+            pool_size=10,
+            max_overflow=10,
+            pool_timeout=_CONNECT_S,
+            connect_args={"timeout": _CONNECT_S, "command_timeout": _STATEMENT_S},
+        )
+        self._sessions = async_sessionmaker(self._engine, expire_on_commit=False)
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[AsyncSession]:
+        """One transaction, committed on leaving. Do nothing in it but talk to the database.
+
+        Raises:
+            DatabaseUnavailable: no answer, or the connection broke; whether a commit under way took place is then
+                unknown, which is why every write here may be repeated.
+            Overloaded: no connection of the pool became free in time.
+        """
+        try:
+            async with self._sessions.begin() as session:
+                yield session
+        except PoolTimeout as error:
+            raise Overloaded("All database connections are in use.", retry_after=2) from error
+        except (OSError, DBAPIError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            if _passing(error):
+                raise DatabaseUnavailable from error
+            raise
+
+    async def check(self) -> None:
+        """Return when the database answers and holds the schema.
+
+        Raises:
+            DatabaseUnavailable: it does not, or not yet.
+        """
+        async with self.transaction() as session:
+            if await session.scalar(text("SELECT to_regclass('alembic_version')")) is None:
+                raise DatabaseUnavailable("The database holds no schema yet.")
+
+    async def close(self) -> None:
+        await self._engine.dispose()
+
+
+def _passing(error: Exception) -> bool:
+    """Whether an error says that the database is away, rather than that the statement was wrong."""
+    if isinstance(error, OSError | asyncpg.InterfaceError | OperationalError | InterfaceError):
+        return True
+    if isinstance(error, DBAPIError) and error.connection_invalidated:
+        return True
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    return str(getattr(cause, "sqlstate", None) or "").startswith(_PASSING_SQLSTATES)
+
+
+def migrate(url: str) -> None:
+    """Bring the schema to the newest version; safe to call from several processes at once.
+
+    Call it from synchronous code: it runs an event loop of its own.
+
+    Raises:
+        DatabaseUnavailable: the database does not answer.
+        StartupError: `url` is not the address of a PostgreSQL database.
+    """
+    asyncio.run(_migrate(url))
+
+
+async def _migrate(url: str) -> None:
+    engine = create_async_engine(engine_url(url), poolclass=NullPool, connect_args={"timeout": _CONNECT_S})
+    try:
+        async with engine.begin() as connection:
+            await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
+            await connection.run_sync(_upgrade)
+    except (OSError, DBAPIError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        if _passing(error):
+            raise DatabaseUnavailable from error
+        raise
+    finally:
+        await engine.dispose()
+
+
+def _upgrade(connection: Connection) -> None:
+    command.upgrade(migration_config(connection), "head")
+
+
+def migration_config(connection: Connection) -> Config:
+    """Alembic's configuration without an `alembic.ini`, on an open connection whose transaction is the caller's."""
+    config = Config()
+    config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    return config

@@ -1,0 +1,122 @@
+"""What a route may ask for: the services, the visitor, the caller. `Annotated` names, so that a route reads as its business."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from dermserve.errors import Unauthenticated
+from dermserve.model_card import ModelCard
+from dermserve.settings import Settings
+from frontend import security
+from frontend.accounts import Accounts, Caller
+from frontend.database import Database
+from frontend.metrics import Metrics
+from frontend.predictions import Inference, Predictions
+from frontend.throttle import Throttle
+from frontend.upload import Intake, read_form
+
+
+@dataclass(frozen=True)
+class Services:
+    """Everything that lives as long as the process."""
+
+    settings: Settings
+    card: ModelCard
+    database: Database
+    inference: Inference
+    accounts: Accounts
+    predictions: Predictions
+    intake: Intake
+    throttle: Throttle
+    metrics: Metrics
+    cookie: security.SessionCookie
+
+
+@dataclass(frozen=True)
+class Visit:
+    """A browser at a page. `token` is its cookie's, or a fresh one (`is_new`) that a page with a form must set."""
+
+    token: str
+    is_new: bool
+    caller: Caller | None
+
+    @property
+    def csrf_token(self) -> str:
+        return security.csrf_token(self.token)
+
+
+def services(request: Request) -> Services:
+    """The services of the application that answers this request."""
+    found: Services = request.app.state.services
+    return found
+
+
+ServicesDep = Annotated[Services, Depends(services)]
+
+
+async def visit(request: Request, services: ServicesDep) -> Visit:
+    """Who is at the page; no login is needed."""
+    token = services.cookie.read(request)
+    if not token:
+        return Visit(secrets.token_urlsafe(32), is_new=True, caller=None)
+    return Visit(token, is_new=False, caller=await services.accounts.by_session(token))
+
+
+VisitDep = Annotated[Visit, Depends(visit)]
+
+
+async def page_user(visit: VisitDep) -> Caller:
+    """The person who is logged in.
+
+    Raises:
+        Unauthenticated: nobody is; a browser is sent to the login page.
+    """
+    if visit.caller is None:
+        raise Unauthenticated
+    return visit.caller
+
+
+UserDep = Annotated[Caller, Depends(page_user)]
+
+
+async def checked_form(request: Request, visit: VisitDep) -> dict[str, str]:
+    """The fields of a form that one of our own pages made for this very session.
+
+    Raises:
+        Forbidden: it was not.
+    """
+    form = await read_form(request)
+    security.check_csrf(request, None if visit.is_new else visit.token, form.get(security.CSRF_FIELD))
+    return form
+
+
+FormDep = Annotated[dict[str, str], Depends(checked_form)]
+
+
+async def api_caller(request: Request, services: ServicesDep) -> Caller:
+    """Who calls the API: a machine by its key, or a person by the session of a page and its CSRF token.
+
+    Raises:
+        Unauthenticated: neither.
+        Forbidden: a session without the page's token.
+    """
+    authorization = request.headers.get("authorization")
+    if authorization is not None:
+        scheme, _, key = authorization.partition(" ")
+        caller = await services.accounts.by_key(key.strip()) if scheme.lower() == "bearer" else None
+        if caller is None:
+            raise Unauthenticated("The API key is not valid or was revoked.")
+        return caller
+    visitor = await visit(request, services)
+    if visitor.caller is None:
+        raise Unauthenticated("Send an API key as 'Authorization: Bearer …', or log in.")
+    if request.method not in security.SAFE_METHODS:
+        security.check_csrf(request, visitor.token, request.headers.get(security.CSRF_HEADER))
+    return visitor.caller
+
+
+CallerDep = Annotated[Caller, Depends(api_caller)]

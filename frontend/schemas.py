@@ -1,0 +1,138 @@
+"""The JSON bodies of the API, as the contract and `/openapi.json` state them."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Literal
+from uuid import UUID
+
+from pydantic import BaseModel, Field
+
+from dermserve import labels
+from frontend.models import Prediction
+
+
+class ImageFacts(BaseModel):
+    """What is kept about the image: no pixel, but enough to recognise it."""
+
+    sha256: str = Field(description="SHA-256 of the bytes as sent, hex.")
+    width: int = Field(description="Pixels, as stored in the file.")
+    height: int = Field(description="Pixels, as stored in the file.")
+    format: Literal["jpeg", "png", "dicom"]
+
+
+class Probabilities(BaseModel):
+    """Benign + suspicious + malignant = 1; melanoma is a part of malignant."""
+
+    benign: float
+    suspicious: float
+    malignant: float
+    melanoma: float
+
+
+class Diagnoses(BaseModel):
+    """Probabilities of the nine leaf diagnoses; they sum to 1."""
+
+    MEL: float
+    NV: float
+    BCC: float
+    AK: float
+    BKL: float
+    DF: float
+    VASC: float
+    SCC: float
+    BENIGN_NOS: float
+
+
+class Decision(BaseModel):
+    """`refer` is true when the probability of melanoma reaches the operating point's threshold."""
+
+    operating_point: str
+    threshold: float
+    refer: bool
+
+
+class Quality(BaseModel):
+    """Empty and false while the model card says that quality is not measured."""
+
+    flags: list[str]
+    abstained: bool
+
+
+class Model(BaseModel):
+    """What computed the result."""
+
+    name: str
+    version: str
+    precision: str
+    runtime: str
+    preprocessing: str = Field(description="Hash that pins how the image was prepared.")
+
+
+class Cam(BaseModel):
+    """Melanoma class activation map, row by row, and the part of the upright image that it covers."""
+
+    shape: list[int]
+    values: list[list[float]]
+    region: list[float] = Field(description="left, top, right, bottom as fractions of the upright image.")
+
+
+class Result(BaseModel):
+    """One committed result."""
+
+    id: UUID
+    created_at: datetime
+    image: ImageFacts
+    probabilities: Probabilities
+    diagnoses: Diagnoses
+    decision: Decision
+    quality: Quality
+    model: Model
+    cam: Cam | None = Field(None, description="Only with `?cam=true`.", exclude_if=lambda cam: cam is None)
+
+    @classmethod
+    def of(cls, row: Prediction, *, cam: bool = False) -> Result:
+        """The API's view of a stored result."""
+        columns = (column.lower() for column in labels.COLUMNS)
+        return cls(
+            id=row.id,
+            created_at=row.created_at,
+            image=ImageFacts.model_validate(
+                {
+                    "sha256": row.image_sha256.hex(),
+                    "width": row.image_width,
+                    "height": row.image_height,
+                    "format": row.image_format,
+                }
+            ),
+            probabilities=Probabilities(**dict(zip(columns, map(plain, row.probabilities), strict=True))),
+            diagnoses=Diagnoses(**dict(zip(labels.LEAVES, map(plain, row.diagnoses), strict=True))),
+            decision=Decision(operating_point=row.operating_point, threshold=row.threshold, refer=row.refer),
+            quality=Quality(flags=row.quality_flags, abstained=row.abstained),
+            model=Model(
+                name=row.model_name,
+                version=row.model_version,
+                precision=row.model_precision,
+                runtime=row.model_runtime,
+                preprocessing=row.preprocessing,
+            ),
+            cam=cam_of(row) if cam else None,
+        )
+
+
+class ResultPage(BaseModel):
+    """Results newest first; `next_cursor` is null on the last page."""
+
+    items: list[Result]
+    next_cursor: str | None
+
+
+def cam_of(row: Prediction) -> Cam:
+    """The activation map of a stored result."""
+    values = [[plain(value) for value in line] for line in row.cam]
+    return Cam(shape=[len(values), len(values[0])], values=values, region=[plain(edge) for edge in row.region])
+
+
+def plain(value: float) -> float:
+    """A 32-bit value with the seven digits it has, not the seventeen of its 64-bit neighbour."""
+    return float(f"{value:.7g}")

@@ -1,0 +1,56 @@
+"""Jinja2 pages: the environment, its filters, and `render`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+
+from dermserve import __version__
+
+STATIC: Final = Path(__file__).with_name("static")
+
+_environment = Environment(
+    loader=FileSystemLoader(Path(__file__).with_name("templates")),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+
+
+def percent(value: float) -> str:
+    """A share (0…1) in words of one decimal, never rounded to a certainty that the model does not have."""
+    if 0 < value < 0.001:
+        return "< 0.1 %"
+    if 0.999 < value < 1:
+        return "> 99.9 %"
+    return f"{value * 100:.1f} %"
+
+
+def point_name(name: str) -> str:
+    """`sensitivity_95` as “95 % sensitivity”; any other name with spaces for underscores."""
+    match = re.fullmatch(r"(sensitivity|specificity)_(\d+)", name)
+    return f"{match[2]} % {match[1]}" if match else name.replace("_", " ")
+
+
+_environment.filters |= {"percent": percent, "point_name": point_name}
+_environment.globals |= {"app_version": __version__}
+
+
+def render(
+    request: Request,
+    template: str,
+    *,
+    status: int = 200,
+    headers: Mapping[str, str] | None = None,
+    **context: Any,
+) -> Response:
+    """Render a page. Without `caller` and `csrf_token` in `context` it shows itself as to a stranger."""
+    shown = {"path": request.url.path, "caller": None, "csrf_token": None} | context
+    return HTMLResponse(_environment.get_template(template).render(shown), status, dict(headers or {}))

@@ -1,0 +1,257 @@
+"""Image bytes off the wire and into memory, bounded in size, number and time, and never onto the disk.
+
+Starlette's own form parser spools files over 1 MB to the disk; the server promises to keep no image, so nothing in
+this room calls it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import unicodedata
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import parse_qsl, unquote
+
+from python_multipart.exceptions import MultipartParseError
+from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.requests import ClientDisconnect, Request
+
+from dermserve import image
+from dermserve.errors import (
+    ImageEmpty,
+    ImageTooLarge,
+    Overloaded,
+    RequestInvalid,
+    RequestTimeout,
+    UnsupportedImageType,
+)
+
+FILENAME_HEADER: Final = "x-filename"
+RAW_TYPES: Final = ("image/jpeg", "image/png", "application/dicom")
+_UNNAMED_TYPES: Final = ("", "application/octet-stream")  # the sender says nothing; the bytes will
+_MULTIPART: Final = "multipart/form-data"
+_MULTIPART_EXTRA: Final = 64 * 1024  # boundaries, part headers and small fields around the one image
+_FORM_MAX: Final = 64 * 1024
+_BODY_S: Final = 120.0
+_LINGER_BYTES: Final = 2 * image.MAX_BYTES
+_LINGER_S: Final = 10.0
+_FILENAME_MAX: Final = 120
+
+
+@dataclass(frozen=True)
+class Upload:
+    """One image as sent. `filename` is cleaned and only for people to recognise it by."""
+
+    data: bytes
+    filename: str | None
+
+
+class Intake:
+    """Bounds the image bytes that this process holds at once; past the bound a sender is told to come back."""
+
+    def __init__(self, *, max_bytes: int = 256 * 1024 * 1024, max_requests: int = 256) -> None:
+        self._max_bytes = max_bytes
+        self._max_requests = max_requests
+        self._bytes = 0
+        self._requests = 0
+
+    @asynccontextmanager
+    async def receive(self, request: Request) -> AsyncIterator[Upload]:
+        """Read the image of a request; its bytes count as held until the block is left.
+
+        Raises:
+            Overloaded: too much is held already.
+            ImageTooLarge, ImageEmpty, UnsupportedImageType, RequestInvalid, RequestTimeout: the request is refused.
+        """
+        if self._requests >= self._max_requests:
+            raise Overloaded(retry_after=1)
+        self._requests += 1
+        held = _Held(self)
+        try:
+            yield await _read_image(request, held)
+        finally:
+            self._requests -= 1
+            held.release()
+
+    def take(self, size: int) -> None:
+        if self._bytes + size > self._max_bytes:
+            raise Overloaded(retry_after=1)
+        self._bytes += size
+
+    def give_back(self, size: int) -> None:
+        self._bytes -= size
+
+
+class _Held:
+    """What one request holds of the intake."""
+
+    def __init__(self, intake: Intake) -> None:
+        self._intake = intake
+        self._size = 0
+
+    def add(self, size: int) -> None:
+        self._intake.take(size)
+        self._size += size
+
+    def release(self) -> None:
+        self._intake.give_back(self._size)
+
+
+async def _read_image(request: Request, held: _Held) -> Upload:
+    content_type = request.headers.get("content-type", "")
+    media_type = content_type.partition(";")[0].strip().lower()
+    if media_type == _MULTIPART:
+        upload = _parse_multipart(content_type, await _read(request, image.MAX_BYTES + _MULTIPART_EXTRA, held))
+    elif media_type in RAW_TYPES or media_type in _UNNAMED_TYPES:
+        name = request.headers.get(FILENAME_HEADER)
+        data = await _read(request, image.MAX_BYTES, held)
+        upload = Upload(data, display_name(unquote(name)) if name else None)
+    else:
+        raise UnsupportedImageType(
+            f"A body of type {media_type[:80]!r} is not accepted; send {', '.join(RAW_TYPES)} or {_MULTIPART}."
+        )
+    if not upload.data:
+        raise ImageEmpty
+    return upload
+
+
+async def _read(request: Request, limit: int, held: _Held | None = None) -> bytes:
+    """The whole body; checks the announced length first and counts what really comes."""
+    announced = request.headers.get("content-length", "")
+    if announced.isascii() and announced.isdigit() and int(announced) > limit:
+        if int(announced) <= _LINGER_BYTES:
+            await _discard(request)
+        raise _too_large(limit)
+    chunks: list[bytes] = []
+    size = 0
+    try:
+        async with asyncio.timeout(_BODY_S):
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size > limit:
+                    break
+                if held is not None:
+                    held.add(len(chunk))
+                chunks.append(chunk)
+    except TimeoutError as error:
+        raise RequestTimeout(f"The body did not arrive within {_BODY_S:.0f} seconds.") from error
+    except ClientDisconnect as error:
+        raise RequestInvalid("The connection ended before the whole body had arrived.") from error
+    if size > limit:
+        await _discard(request)
+        raise _too_large(limit)
+    return b"".join(chunks)
+
+
+async def _discard(request: Request) -> None:
+    """Read on for a while without keeping anything: a sender that is cut off in mid-body never sees the answer."""
+    size = 0
+    try:
+        async with asyncio.timeout(_LINGER_S):
+            while size <= _LINGER_BYTES:
+                message = await request.receive()
+                size += len(message.get("body", b""))
+                if message["type"] == "http.disconnect" or not message.get("more_body", False):
+                    return
+    except TimeoutError:
+        return
+
+
+def _too_large(limit: int) -> ImageTooLarge:
+    return ImageTooLarge(f"The request is too large; at most {limit:,} bytes are accepted.")
+
+
+class _Parts:
+    """Collects the one file of a multipart body out of the parser's callbacks; every other part is skipped."""
+
+    def __init__(self) -> None:
+        self.file: bytearray | None = None
+        self.filename: str | None = None
+        self.complete = False
+        self._field = b""
+        self._value = b""
+        self._headers: dict[bytes, bytes] = {}
+        self._keep = False
+
+    def on_part_begin(self) -> None:
+        self._headers = {}
+        self._keep = False
+
+    def on_header_field(self, data: bytes, start: int, end: int) -> None:
+        self._field += data[start:end]
+
+    def on_header_value(self, data: bytes, start: int, end: int) -> None:
+        self._value += data[start:end]
+
+    def on_header_end(self) -> None:
+        self._headers[self._field.lower()] = self._value
+        self._field = self._value = b""
+
+    def on_headers_finished(self) -> None:
+        _, options = parse_options_header(self._headers.get(b"content-disposition"))
+        if options.get(b"name") != b"file":
+            return
+        if self.file is not None:
+            raise RequestInvalid("Send one image per request, in one part named 'file'.")
+        self.file, self._keep = bytearray(), True
+        self.filename = display_name(options.get(b"filename", b"").decode("utf-8", "replace"))
+
+    def on_part_data(self, data: bytes, start: int, end: int) -> None:
+        if self._keep and self.file is not None:
+            self.file += data[start:end]
+
+    def on_end(self) -> None:
+        self.complete = True
+
+
+def _parse_multipart(content_type: str, body: bytes) -> Upload:
+    _, options = parse_options_header(content_type)
+    parts = _Parts()
+    try:
+        parser = MultipartParser(
+            options.get(b"boundary", b""),
+            {
+                "on_part_begin": parts.on_part_begin,
+                "on_part_data": parts.on_part_data,
+                "on_header_field": parts.on_header_field,
+                "on_header_value": parts.on_header_value,
+                "on_header_end": parts.on_header_end,
+                "on_headers_finished": parts.on_headers_finished,
+                "on_end": parts.on_end,
+            },
+        )
+        parser.write(body)
+        parser.finalize()
+    except MultipartParseError as error:
+        raise RequestInvalid("The multipart body is not valid.") from error
+    if not parts.complete:
+        raise RequestInvalid("The multipart body is not complete.")
+    if parts.file is None:
+        raise RequestInvalid("The multipart body has no part named 'file'.")
+    return Upload(bytes(parts.file), parts.filename)
+
+
+async def read_form(request: Request) -> dict[str, str]:
+    """The fields of a small urlencoded form; where a name comes twice, the last one counts.
+
+    Raises:
+        RequestInvalid: another content type, or not UTF-8.
+        ImageTooLarge: more than any of our forms can hold.
+    """
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/x-www-form-urlencoded":
+        raise RequestInvalid("A form was expected.")
+    body = await _read(request, _FORM_MAX)
+    try:
+        return dict(parse_qsl(body.decode(), keep_blank_values=True, errors="strict", max_num_fields=50))
+    except ValueError as error:
+        raise RequestInvalid("The form is not valid.") from error
+
+
+def display_name(raw: str) -> str | None:
+    """A file name fit to be shown: no folders, no control or direction-changing characters, bounded; None if empty."""
+    last = raw.replace("\\", "/").rpartition("/")[2]
+    shown = "".join(c for c in unicodedata.normalize("NFC", last) if not unicodedata.category(c).startswith("C"))
+    return shown.strip()[:_FILENAME_MAX] or None
