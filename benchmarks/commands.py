@@ -1,0 +1,135 @@
+"""`dermserve bench`: one command per figure that this project shows. Heavy imports wait until a command runs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from benchmarks import report
+from dermserve.errors import StartupError
+from dermserve.settings import Settings
+
+_OUT = click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=report.RESULTS,
+    help="Folder for the results.  [default: benchmarks/results]",
+)
+
+
+@click.group()
+def bench() -> None:
+    """Measure this machine, a running stack, or a cold start.
+
+    \b
+    Examples:
+      dermserve bench limit
+      dermserve bench cold
+      dermserve bench load --url http://127.0.0.1:8000 --users 8 --seconds 60
+    """
+
+
+@bench.command()
+@click.option("--instances", type=click.IntRange(1, 256), help="Model instances of one thread each.  [default: cores]")
+@click.option("--seconds", default=10.0, show_default=True, type=click.FloatRange(0.1, 600), help="For each figure.")
+@_OUT
+def limit(instances: int | None, seconds: float, out: Path) -> None:
+    """Images per second in one process, without a server: the ceiling for everything served from this machine."""
+    import os
+
+    from benchmarks.images import drawn
+    from benchmarks.limit import measure
+
+    on = report.machine()
+    found = measure(
+        Settings().model_repository,
+        drawn(16),
+        instances=instances or len(os.sched_getaffinity(0)),
+        seconds=seconds,
+    ).as_rows()
+    report.show("In-process limit (images/s)", {name: found[name] for name in found if name != "model_sha256"})
+    click.echo(f"written: {report.write(out / 'limit.json', found, on)}")
+
+
+@bench.command()
+@click.option(
+    "--predictions", default=50, show_default=True, type=click.IntRange(1, 10_000), help="Before memory is read."
+)
+@click.option(
+    "--starts", default=2, show_default=True, type=click.IntRange(1, 10), help="The first one sets up a database."
+)
+@click.option("--max-seconds", default=20.0, show_default=True, help="Fail if a first prediction takes longer.")
+@click.option("--max-gib", default=2.5, show_default=True, help="Fail if more memory is resident.")
+@_OUT
+def cold(predictions: int, starts: int, max_seconds: float, max_gib: float, out: Path) -> None:
+    """Start a stack of its own, time its first prediction, read the memory of all its processes, and stop it.
+
+    It runs beside a stack that is already up: own ports, own state folder. The exit status tells whether both bounds
+    hold: seconds from the start of `dermserve serve` to the first 201, and resident memory of the process tree.
+    """
+    from benchmarks.cold import measure, problems
+
+    on = report.machine()
+    found = measure(starts=starts, predictions=predictions)
+    for number, start in enumerate(found, 1):
+        report.show(f"Start {number} of {starts}", start.as_rows())
+    wrong = problems(found, max_seconds=max_seconds, max_gib=max_gib)
+    figures = {
+        "bounds": {"seconds": max_seconds, "gib": max_gib},
+        "held": not wrong,
+        "starts": [start.as_rows() for start in found],
+    }
+    click.echo(f"written: {report.write(out / 'cold.json', figures, on)}")
+    for line in wrong:
+        click.echo(f"dermserve bench cold: {line}", err=True)
+    if wrong:
+        sys.exit(1)
+
+
+@bench.command()
+@click.option("--url", default="http://127.0.0.1:8000", show_default=True, help="A running stack.")
+@click.option("--users", default=4, show_default=True, type=click.IntRange(1, 1000), help="Senders at a time.")
+@click.option("--seconds", default=60, show_default=True, type=click.IntRange(1, 3600), help="How long to send.")
+@click.option("--kind", default="hospital", show_default=True, type=click.Choice(["hospital", "clinician", "both"]))
+@click.option("--rate", default=0.0, show_default=True, help="Images/s of one hospital; 0: as fast as answers come.")
+@click.option(
+    "--api-key", envvar="DERMSERVE_BENCH_API_KEY", help="What a hospital sends with.  [$DERMSERVE_BENCH_API_KEY]"
+)
+@click.option("--allow-remote", is_flag=True, help="Send to another machine, too.")
+@_OUT
+def load(
+    *, url: str, users: int, seconds: int, kind: str, rate: float, api_key: str | None, allow_remote: bool, out: Path
+) -> None:
+    """Put a running stack under load; print throughput and latencies; write JSON and a plot.
+
+    Every answer is checked: created, about the image that was sent, probabilities that sum to 1. The exit status
+    tells whether all were right.
+
+    \b
+    Examples:
+      export DERMSERVE_BENCH_API_KEY=$(dermserve admin create-api-key --name bench | awk '{print $NF}')
+      dermserve bench load --users 8 --seconds 60
+      dermserve bench load --kind both --users 20 --rate 2
+    """
+    from benchmarks.load import Plan, plot, run, summarise
+    from benchmarks.target import check
+
+    plan = Plan(check(url, allow_remote=allow_remote), users, seconds, kind, rate, allow_remote)
+    if kind != "clinician" and not api_key:
+        raise StartupError(
+            "A hospital needs an API key: make one with `dermserve admin create-api-key --name bench` and put it into "
+            "DERMSERVE_BENCH_API_KEY."
+        )
+    on = report.machine()
+    requests = run(plan, api_key)
+    summary = summarise(requests)
+    for name, rows in summary.items():
+        report.show(name, rows)
+    click.echo(f"written: {report.write(out / 'load.json', {'plan': plan.as_rows(), 'requests': summary}, on)}")
+    click.echo(f"written: {plot(requests, out / 'load.png')}")
+    failures = sum(int(rows["failures"] or 0) for rows in summary.values())
+    if failures:
+        click.echo(f"dermserve bench load: {failures} requests failed", err=True)
+        sys.exit(1)

@@ -1,0 +1,85 @@
+"""What a measurement says: latencies summed up, the machine it ran on, and the files it leaves."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+from dermserve import __version__
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+Cell = str | float | int | bool | None
+
+
+def percentiles(values: Sequence[float]) -> dict[str, float]:
+    """p50, p95 and p99 by nearest rank: each is a value that was really measured, at least that share is not above it.
+
+    Raises:
+        ValueError: there are no values.
+    """
+    if not values:
+        raise ValueError("no values to sum up")
+    found = np.percentile(np.asarray(values, np.float64), (50, 95, 99), method="inverted_cdf")
+    return dict(zip(("p50", "p95", "p99"), map(float, found), strict=True))
+
+
+def machine() -> dict[str, Any]:
+    """The machine and the software that the figures belong to."""
+    return {
+        "cpu": _cpu(),
+        "cores": psutil.cpu_count(logical=False),
+        "threads": psutil.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "dermserve": __version__,
+        "load_before": round(psutil.getloadavg()[0], 2),
+    }
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    for line in info.read_text().splitlines() if info.exists() else ():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def write(path: Path, figures: Mapping[str, Any], measured_on: Mapping[str, Any]) -> Path:
+    """Write figures with their machine and date as JSON, readable in a diff; returns the path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {"measured_at": datetime.now(UTC).isoformat(timespec="seconds"), "machine": measured_on, **figures}
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    return path
+
+
+def show(title: str, rows: Mapping[str, Cell]) -> None:
+    """Print name and value in two columns."""
+    table = Table(title=title, show_header=False, title_justify="left")
+    table.add_column()
+    table.add_column(justify="right")
+    for name, value in rows.items():
+        table.add_row(name, _readable(value))
+    Console().print(table)
+
+
+def _readable(value: Cell) -> str:
+    match value:
+        case None:
+            return "-"
+        case bool():
+            return "yes" if value else "no"
+        case float():
+            return f"{value:,.2f}" if abs(value) < 100 else f"{value:,.0f}"
+        case _:
+            return str(value)
