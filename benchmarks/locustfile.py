@@ -141,7 +141,7 @@ class Clinician(HttpUser):
 
     @task(3)
     def upload(self) -> None:
-        page = self.client.get("/", name="clinician: upload page")
+        page = self.client.get("/upload", name="clinician: upload page")
         csrf = token(page.text)
         picture = next(_pictures)
         with self.client.post(
@@ -156,7 +156,7 @@ class Clinician(HttpUser):
                 response.failure(wrong)
                 return
             self._results.append(response.json()["id"])
-        self.client.get(f"/predictions/{self._results[-1]}", name="clinician: result page")
+        self.client.get(f"/predictions/{self._results[-1]}/fragment", name="clinician: result")
 
     @task(2)
     def history(self) -> None:

@@ -72,7 +72,7 @@ def sample(directory: Path, count: int, seed: int) -> None:
     Examples:
       dermserve sample lesions/
       dermserve sample lesions/ --count 500 --seed 1000
-    """  # noqa: D301 - click reads the control character
+    """
     try:
         directory.mkdir(parents=True, exist_ok=True)
         for number in track(range(count), "Drawing", disable=count < 50, transient=True):
