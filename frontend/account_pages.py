@@ -151,7 +151,7 @@ async def _keys_page(
         keys=await services.accounts.keys(user.user_id),
         error=error,
         new_key=new_key,
-        base_url=services.settings.public_url or str(request.base_url).rstrip("/"),
+        base_url=services.base_url(request),
     )
 
 

@@ -35,6 +35,10 @@ class Services:
     metrics: Metrics
     cookie: security.SessionCookie
 
+    def base_url(self, request: Request) -> str:
+        """The address under which the sender of this request knows the server, without a final slash."""
+        return (self.settings.public_url or str(request.base_url)).rstrip("/")
+
 
 @dataclass(frozen=True)
 class Visit:

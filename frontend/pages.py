@@ -109,10 +109,10 @@ async def sample_image(number: int) -> Response:
 
 
 @router.get("/docs")
-async def docs(request: Request, visit: VisitDep) -> Response:
+async def docs(request: Request, services: ServicesDep, visit: VisitDep) -> Response:
     """The API's description, rendered here: the usual viewers load their scripts from elsewhere."""
-    document = request.app.openapi()
-    return _page(request, visit, "docs.html", document=document, errors=BY_CODE)
+    base_url = services.base_url(request)
+    return _page(request, visit, "docs.html", document=request.app.openapi(), errors=BY_CODE, base_url=base_url)
 
 
 def _page(request: Request, visit: Visit, template: str, **context: Any) -> Response:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -39,7 +40,13 @@ def point_name(name: str) -> str:
     return f"{match[2]} % {match[1]}" if match else name.replace("_", " ")
 
 
-_environment.filters |= {"percent": percent, "point_name": point_name}
+def when(moment: datetime) -> str:
+    """A point in time in UTC, so that a printed page reads the same everywhere."""
+    moment = moment.astimezone(UTC)
+    return f"{moment.day} {moment:%b %Y, %H:%M} UTC"
+
+
+_environment.filters |= {"percent": percent, "point_name": point_name, "when": when}
 _environment.globals |= {"app_version": __version__}
 
 

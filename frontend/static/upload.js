@@ -1,0 +1,232 @@
+// Uploads: choose or drop files, send each to the API with its progress, show the result in place.
+import { bind, show } from "./overlay.js";
+import { checkReadiness } from "./readiness.js";
+
+const AT_ONCE = 2;
+const TRIES = 6;
+const THUMB = 112;
+const WORDS = {
+  image_empty: "This file is empty.",
+  image_too_large: "This image is too large.",
+  image_too_small: "This image is too small.",
+  unsupported_media_type: "This is not a JPEG, PNG or DICOM image that can be read here.",
+  image_undecodable: "This image is damaged or incomplete.",
+  image_invalid: "This image cannot be used.",
+  unauthenticated: "Your session has ended. Please log in again, in this or another tab, and reload this page.",
+  forbidden: "This page is out of date. Please reload it and try again.",
+  rate_limited: "Too many requests. Please try again later.",
+  overloaded: "The service is busy. Please try again later.",
+  inference_unavailable: "The model server is not answering. Please try again later.",
+  database_unavailable: "The database is not answering. Please try again later.",
+  network: "The server could not be reached.",
+};
+const SEE_DETAIL = new Set(["image_too_large", "image_too_small", "unsupported_media_type"]);
+
+const form = document.getElementById("upload");
+const input = document.getElementById("files");
+const items = document.getElementById("items");
+const template = document.getElementById("item");
+const progress = document.getElementById("progress");
+const maxBytes = Number(form.dataset.maxBytes);
+const waiting = [];
+let running = 0, total = 0, finished = 0;
+
+input.addEventListener("change", () => {
+  add(input.files);
+  input.value = "";
+});
+form.addEventListener("submit", (event) => event.preventDefault());
+for (const name of ["dragover", "dragleave", "drop"]) {
+  // On the whole page: a file dropped beside the field must not make the browser leave for it.
+  document.addEventListener(name, (event) => {
+    event.preventDefault();
+    form.classList.toggle("over", name === "dragover");
+    if (name === "drop" && event.dataTransfer) add(event.dataTransfer.files);
+  });
+}
+window.addEventListener("beforeunload", (event) => {
+  if (finished < total) event.preventDefault();
+});
+
+function add(files) {
+  const alone = files.length === 1;
+  for (const file of files) {
+    total += 1;
+    const item = new Item(file, alone);
+    if (file.size > maxBytes) {
+      item.fail("image_too_large", `It has ${megabytes(file.size)}; at most ${megabytes(maxBytes)} are accepted.`);
+    } else if (file.size === 0) {
+      item.fail("image_empty");
+    } else {
+      waiting.push(item);
+    }
+  }
+  next();
+}
+
+function next() {
+  while (running < AT_ONCE && waiting.length > 0) {
+    running += 1;
+    waiting.shift().send().finally(() => {
+      running -= 1;
+      next();
+    });
+  }
+  progress.textContent = total > 0 ? `${finished} of ${total} done.` : "";
+}
+
+function megabytes(bytes) {
+  return `${(bytes / 1048576).toFixed(1)} MB`;
+}
+
+function pause(seconds) {
+  return new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
+}
+
+class Item {
+  constructor(file, open) {
+    this.file = file;
+    this.open = open;
+    this.over = false;
+    this.request = null;
+    this.element = template.content.firstElementChild.cloneNode(true);
+    this.status = this.element.querySelector(".item-status");
+    this.bar = this.element.querySelector("progress");
+    this.cancel = this.element.querySelector(".item-cancel");
+    this.element.querySelector(".item-name").textContent = file.name;
+    this.cancel.setAttribute("aria-label", `Cancel ${file.name}`);
+    this.cancel.addEventListener("click", () => this.abort());
+    this.status.textContent = "Waiting";
+    items.prepend(this.element);
+    this.drawThumb();
+  }
+
+  async drawThumb() {
+    try {
+      const picture = await createImageBitmap(this.file, { imageOrientation: "from-image" });
+      const side = Math.min(picture.width, picture.height);
+      this.element.querySelector(".thumb").getContext("2d").drawImage(
+        picture, (picture.width - side) / 2, (picture.height - side) / 2, side, side, 0, 0, THUMB, THUMB);
+      picture.close();
+    } catch {
+      // No preview for what this browser cannot decode; the server decides whether it is an image.
+    }
+  }
+
+  /** Send until there is an answer; a repeat is free because the server knows the bytes. */
+  async send() {
+    for (let attempt = 1; !this.over; attempt++) {
+      this.status.textContent = "Uploading";
+      const answer = await this.post();
+      if (this.over) return;
+      if (answer.ok) {
+        this.succeed(answer.body);
+        return;
+      }
+      const passing = answer.retryAfter > 0 || answer.code === "network";
+      if (!passing || attempt === TRIES) {
+        this.fail(answer.code, answer.detail);
+        return;
+      }
+      checkReadiness();
+      const seconds = answer.retryAfter || 2 * attempt;
+      this.bar.value = 0;
+      this.status.textContent = `${WORDS[answer.code]?.split(".")[0] ?? "The service is busy"}. Trying again in ${seconds} s.`;
+      await pause(seconds);
+    }
+  }
+
+  post() {
+    return new Promise((resolve) => {
+      const request = new XMLHttpRequest();
+      this.request = request;
+      request.open("POST", "/v1/predictions");
+      request.setRequestHeader("Content-Type", "application/octet-stream");
+      request.setRequestHeader("X-CSRF-Token", form.dataset.csrf);
+      request.setRequestHeader("X-Filename", encodeURIComponent(this.file.name));
+      request.timeout = 180000;
+      request.upload.onprogress = (event) => {
+        if (event.lengthComputable) this.bar.value = 100 * event.loaded / event.total;
+      };
+      request.upload.onload = () => {
+        this.status.textContent = "Analysing";
+        this.bar.removeAttribute("value");
+      };
+      request.onload = () => {
+        let body = {};
+        try {
+          body = JSON.parse(request.responseText);
+        } catch {
+          // A proxy's page in place of our answer; the status is all there is.
+        }
+        resolve({
+          ok: request.status === 200 || request.status === 201,
+          body,
+          code: body.code ?? "network",
+          detail: body.detail ?? "",
+          retryAfter: Number(request.getResponseHeader("Retry-After")) || 0,
+        });
+      };
+      request.onerror = request.ontimeout = request.onabort = () => {
+        resolve({ ok: false, code: "network", detail: "", retryAfter: 0 });
+      };
+      request.send(this.file);
+    });
+  }
+
+  abort() {
+    const place = waiting.indexOf(this);
+    if (place >= 0) waiting.splice(place, 1);
+    this.finish("Cancelled");
+    this.request?.abort();
+  }
+
+  fail(code, detail = "") {
+    this.element.classList.add("failed");
+    const words = WORDS[code] ?? "This did not work.";
+    this.finish(SEE_DETAIL.has(code) || !WORDS[code] ? `${words} ${detail}` : words);
+  }
+
+  succeed(result) {
+    const { refer, threshold } = result.decision;
+    const percent = (share) => `${(100 * share).toFixed(1)} %`;
+    const tag = document.createElement("span");
+    const kind = result.quality.abstained ? "abstained" : refer ? "refer" : "below";
+    tag.className = `tag ${kind}`;
+    tag.textContent = { abstained: "No assessment", refer: "Referral suggested", below: "Below threshold" }[kind];
+    this.finish("");
+    this.status.append(tag, `Melanoma ${percent(result.probabilities.melanoma)}, threshold ${percent(threshold)}. `);
+    const link = document.createElement("a");
+    link.href = `/predictions/${result.id}`;
+    link.textContent = "Open on its own page";
+    this.status.append(link);
+    const details = this.element.querySelector("details");
+    details.hidden = false;
+    details.addEventListener("toggle", () => this.showResult(result.id), { once: true });
+    details.open = this.open;
+  }
+
+  async showResult(id) {
+    const body = this.element.querySelector(".item-body");
+    try {
+      const response = await fetch(`/predictions/${id}/fragment`);
+      if (!response.ok) throw new Error(response.statusText);
+      body.innerHTML = await response.text();
+    } catch {
+      body.textContent = "The result is stored, but could not be shown here. Open it on its own page.";
+      return;
+    }
+    const section = body.querySelector(".overlay");
+    bind(section);
+    await show(section, this.file);
+  }
+
+  finish(text) {
+    if (!this.over) finished += 1;
+    this.over = true;
+    this.status.textContent = text;
+    this.bar.hidden = true;
+    this.cancel.hidden = true;
+    next();
+  }
+}
