@@ -18,9 +18,11 @@ def serve() -> None:
       DERMSERVE_TRITON_URL=gpu-1:8001,gpu-2:8001 DERMSERVE_DATABASE_URL=postgresql://… dermserve serve
     """
     import asyncio
+    import logging
 
     from pydantic import ValidationError
 
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # it reports its own set-up, step by step
     from deploy.local import serve as run
     from dermserve.errors import StartupError
     from dermserve.settings import Settings

@@ -284,7 +284,7 @@ def _to_srgb(image: Image.Image, profile: Any) -> Image.Image:
                 converted = ImageCms.profileToProfile(image, source, _SRGB, outputMode="RGB")
                 if converted is not None:
                     return converted
-        except ImageCms.PyCMSError:
+        except (ImageCms.PyCMSError, OSError, ValueError):
             pass  # a broken profile says nothing; the pixels are then taken as sRGB, as every viewer does
     return image.convert("RGB")
 

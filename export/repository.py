@@ -1,0 +1,63 @@
+"""The finished export moves into the model repository: weights and card together, or neither."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from dermserve.errors import StartupError
+from dermserve.image import preprocessing_hash
+from dermserve.model_card import ONNX_PATH, ModelCard
+
+
+def read_training_card(path: Path) -> dict[str, Any]:
+    """The part of the card that training wrote beside its checkpoint.
+
+    Raises:
+        StartupError: it is missing, or this installation prepares images differently from the one that trained.
+    """
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise StartupError(
+            f"There is no {path}: finish the training run first (`dermserve train --resume`)."
+        ) from error
+    if content.get("preprocessing") != preprocessing_hash():
+        raise StartupError(
+            "These weights were trained with another image preparation than this installation's; train again, or "
+            "install the version that trained them."
+        )
+    return content
+
+
+def install(
+    onnx: Path, sha256: str, training_card: dict[str, Any], export: dict[str, Any], repository: Path
+) -> ModelCard:
+    """Put the ONNX file and its card into `repository`; returns the card.
+
+    Raises:
+        StartupError: the card is not complete.
+    """
+    try:
+        card = ModelCard.model_validate(
+            {
+                **training_card,
+                "weights_sha256": sha256,
+                "export": export,
+                "quality": {"measured": False, "note": "Always zeros in this version: image quality is not checked."},
+                "ood": {
+                    "measured": False,
+                    "note": "Always zero in this version: unfamiliar images are not recognised.",
+                },
+            }
+        )
+    except ValidationError as error:
+        raise StartupError(f"The training run's card is not complete: {error}") from error
+    target = repository / ONNX_PATH
+    target.parent.mkdir(parents=True, exist_ok=True)
+    card.write(repository)
+    onnx.replace(target)
+    return card

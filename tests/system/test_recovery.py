@@ -1,0 +1,112 @@
+"""Kill parts of the stack, and the whole, and see what a user would see."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from dermserve import sample
+from tests.system.stack import DERMSERVE, Stack
+
+SHARED_MEMORY = Path("/dev/shm")
+
+
+@pytest.fixture
+def own_stack(tmp_path: Path) -> Iterator[Stack]:
+    stack = Stack(tmp_path / "state")
+    stack.start()
+    yield stack
+    if stack.process is not None and stack.process.poll() is None:
+        stack.stop()
+
+
+def regions() -> set[str]:
+    return {path.name for path in SHARED_MEMORY.glob("dermserve_*")}
+
+
+def test_killed_triton_comes_back_by_itself_and_nothing_is_lost(stack: Stack, api_key: str) -> None:
+    killed = stack.triton().pid
+    before = stack.predict(sample.jpeg(700), api_key)
+    stack.triton().send_signal(signal.SIGKILL)
+    stack.wait_for(503, 5)
+    page = stack.request("GET", "/")
+    assert page.status == 200
+    assert stack.wait_for(200, 30) < 30
+    assert stack.triton().pid != killed
+    assert stack.predict(sample.jpeg(701), api_key).status == 201
+    assert stack.predict(sample.jpeg(700), api_key).body["id"] == before.body["id"]
+
+
+def test_a_request_sent_while_triton_is_down_is_answered_or_refused_with_a_hint(stack: Stack, api_key: str) -> None:
+    stack.triton().send_signal(signal.SIGKILL)
+    answer = stack.predict(sample.jpeg(710), api_key)
+    if answer.status != 201:
+        assert answer.status == 503
+        assert int(answer.headers["retry-after"]) > 0
+    stack.wait_for(200, 30)
+    assert stack.predict(sample.jpeg(710), api_key).status in (200, 201)
+
+
+def test_killed_database_comes_back_with_what_was_acknowledged(own_stack: Stack) -> None:
+    key = own_stack.create_api_key()
+    ids = [own_stack.predict(sample.jpeg(seed), key).body["id"] for seed in range(5)]
+    postgres = next(p for p in own_stack.processes() if p.name() == "postgres" and "-D" in p.cmdline())
+    postgres.send_signal(signal.SIGKILL)
+    own_stack.wait_for(503, 5)
+    own_stack.wait_for(200, 30)
+    listed = own_stack.request("GET", "/v1/predictions?limit=50", Authorization=f"Bearer {key}").body["items"]
+    assert [item["id"] for item in listed] == ids[::-1]
+
+
+def test_sigterm_leaves_no_process_and_no_shared_memory(tmp_path: Path) -> None:
+    before = regions()
+    stack = Stack(tmp_path / "state")
+    stack.start()
+    started = stack.processes()
+    assert len(started) > 6
+    assert regions() > before
+    assert stack.stop() == 0
+    _, alive = psutil.wait_procs(started, timeout=5)
+    assert alive == []
+    assert regions() == before
+    assert not (tmp_path / "state/database.url").exists()
+
+
+def test_a_killed_supervisor_takes_its_children_along_and_the_next_start_is_clean(own_stack: Stack) -> None:
+    key = own_stack.create_api_key()
+    first = own_stack.predict(sample.jpeg(1), key).body["id"]
+    started = own_stack.processes()
+    started[0].send_signal(signal.SIGKILL)
+    _, alive = psutil.wait_procs(started, timeout=20)
+    assert alive == [], "children end when the supervisor is gone"
+    own_stack.start()
+    assert own_stack.predict(sample.jpeg(1), key).body["id"] == first
+
+
+def test_a_second_stack_on_the_same_state_is_refused_in_one_line(stack: Stack) -> None:
+    second = stack.run("serve")
+    assert second.returncode == 1
+    assert second.stderr.strip().splitlines()[-1].startswith("dermserve: Another dermserve runs on")
+
+
+@pytest.mark.parametrize("name", ["PORT", "TRITON_GRPC_PORT"])
+def test_a_port_in_use_is_named_at_once(tmp_path: Path, name: str) -> None:
+    stack = Stack(tmp_path / "state")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", stack.ports[name]))
+        taken.listen()
+        start = time.monotonic()
+        done = subprocess.run(
+            [DERMSERVE, "serve"], env=stack.environment, capture_output=True, text=True, check=False, timeout=30
+        )
+    assert done.returncode == 1
+    assert f"Port {stack.ports[name]} on 127.0.0.1 is in use: set DERMSERVE_{name} to another." in done.stderr
+    assert time.monotonic() - start < 10
+    assert "Traceback" not in done.stderr
