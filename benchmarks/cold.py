@@ -6,7 +6,6 @@ It starts the very command that a person starts, with a state folder and ports o
 from __future__ import annotations
 
 import http.client
-import json
 import os
 import shutil
 import socket
@@ -198,7 +197,7 @@ def _request(
         response = connection.getresponse()
         return response.status, response.read()
     except http.client.HTTPException:
-        return 0, json.dumps({"code": "connection_broken"}).encode()
+        return 0, b""
     finally:
         connection.close()
 

@@ -123,10 +123,10 @@ def load(
             "DERMSERVE_BENCH_API_KEY."
         )
     on = report.machine()
+    click.echo(f"{users} users send to {plan.url} for {seconds} s …", err=True)
     requests = run(plan, api_key)
     summary = summarise(requests)
-    for name, rows in summary.items():
-        report.show(name, rows)
+    report.show_all(f"{users} users for {seconds} s", summary)
     click.echo(f"written: {report.write(out / 'load.json', {'plan': plan.as_rows(), 'requests': summary}, on)}")
     click.echo(f"written: {plot(requests, out / 'load.png')}")
     failures = sum(int(rows["failures"] or 0) for rows in summary.values())

@@ -46,7 +46,7 @@ class Request(NamedTuple):
 
 
 def run(plan: Plan, api_key: str | None) -> list[Request]:
-    """Run locust to the plan's end; its own log goes to the terminal. Returns every request, in order of ending.
+    """Run locust to the plan's end. Returns every request, in the order of their answers.
 
     Raises:
         StartupError: locust did not come to its end, or made no request.
@@ -62,9 +62,11 @@ def run(plan: Plan, api_key: str | None) -> list[Request]:
         ]  # fmt: skip
         # In the environment, not on the command line, where every user of the machine could read the key.
         environment = os.environ | {"DERMSERVE_BENCH_API_KEY": api_key or ""}
-        status = subprocess.run(command, env=environment, timeout=plan.seconds + 120, check=False).returncode
-        if status != 0 or not samples.exists():
-            raise StartupError(f"locust ended with status {status}; its messages are above.")
+        ended = subprocess.run(
+            command, env=environment, timeout=plan.seconds + 120, check=False, stderr=subprocess.PIPE, text=True
+        )
+        if ended.returncode != 0 or not samples.exists():
+            raise StartupError(f"locust ended with status {ended.returncode}: {ended.stderr.strip()[-2000:]}")
         requests = read(samples)
     if not requests:
         raise StartupError(f"Not one request was made to {plan.url}.")
@@ -98,7 +100,10 @@ def summarise(requests: Sequence[Request]) -> dict[str, dict[str, Any]]:
 
 
 def plot(requests: Sequence[Request], path: Path) -> Path:
-    """Draw good answers per second over time, and the share of answers within a latency; returns the path."""
+    """Draw good predictions per second over time, and their share within a latency; returns the path.
+
+    Page views are left out: they are few, and their figures are in the table.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -107,14 +112,18 @@ def plot(requests: Sequence[Request], path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     began = min(request.start for request in requests)
     figure, (over_time, shares) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
-    for name in sorted({request.name for request in requests if request.fault is None}):
+    for name in sorted(
+        {request.name for request in requests if request.fault is None and request.name.endswith("image")}
+    ):
         good = [request for request in requests if request.name == name and request.fault is None]
         ends = np.array([request.start + request.ms / 1e3 - began for request in good])
-        over_time.step(range(int(ends.max()) + 1), np.bincount(ends.astype(int)), where="post", label=name)
+        per_second = np.bincount(ends.astype(int))
+        whole = per_second[:-1] if per_second.size > 1 else per_second  # the last second is not a whole one
+        over_time.plot(np.arange(whole.size) + 0.5, whole, marker=".", label=name)
         latency = np.sort([request.ms for request in good])
         shares.step(latency, np.arange(1, latency.size + 1) / latency.size, where="post", label=name)
-    over_time.set(xlabel="time (s)", ylabel="answers per second", ylim=(0, None))
-    shares.set(xlabel="latency (ms)", ylabel="share of answers", xscale="log", ylim=(0, 1))
+    over_time.set(xlabel="time (s)", ylabel="predictions per second", ylim=(0, None))
+    shares.set(xlabel="latency (ms)", ylabel="share of predictions", xscale="log", ylim=(0, 1))
     if over_time.get_legend_handles_labels()[0]:
         over_time.legend(fontsize="small")
     figure.savefig(path, dpi=120)

@@ -20,6 +20,7 @@ import gevent
 from locust import FastHttpUser, HttpUser, between, constant_throughput, events, task
 from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
+from locust.exception import StopUser
 
 from benchmarks import target
 from benchmarks.forms import Form, password_form, token
@@ -119,7 +120,9 @@ class Hospital(FastHttpUser):
                 return
             response.failure(wrong)
             pause = (response.headers or {}).get("Retry-After", "")
-        if response.status_code in (429, 503):
+        if response.status_code in (401, 403):
+            raise StopUser  # the same key will be refused again
+        if response.status_code in (0, 429, 503):
             gevent.sleep(min(float(pause) if pause.isdigit() else 1.0, _LONGEST_PAUSE_S))
 
 

@@ -73,6 +73,18 @@ def show(title: str, rows: Mapping[str, Cell]) -> None:
     Console().print(table)
 
 
+def show_all(title: str, rows: Mapping[str, Mapping[str, Cell]]) -> None:
+    """Print a table with one line for each name; the columns are the keys of all rows."""
+    columns = list(dict.fromkeys(key for row in rows.values() for key in row))
+    table = Table(title=title, title_justify="left")
+    table.add_column("")
+    for column in columns:
+        table.add_column(column, justify="right", overflow="fold")
+    for name, row in rows.items():
+        table.add_row(name, *(_readable(row.get(column)) for column in columns))
+    Console().print(table)
+
+
 def _readable(value: Cell) -> str:
     match value:
         case None:

@@ -39,8 +39,11 @@ def _is_loopback(host: str) -> bool:
 def fault(status: int, body: bytes | str | None, image: bytes) -> str | None:
     """What is wrong with the answer to a first prediction of `image`; None if nothing is.
 
-    Right is: 201, the SHA-256 of what was sent, Benign + Suspicious + Malignant = 1 and Melanoma ≤ Malignant.
+    `status` 0 says that the connection failed. Right is: 201, the SHA-256 of what was sent,
+    Benign + Suspicious + Malignant = 1 and Melanoma ≤ Malignant.
     """
+    if status == 0:
+        return "no answer"
     try:
         answer = json.loads(body or b"")
     except ValueError:

@@ -70,7 +70,8 @@ def test_a_right_answer_has_no_fault():
     [
         (200, answer(), "200"),
         (503, b'{"code": "overloaded"}', "503 overloaded"),
-        (0, None, "not JSON"),
+        (0, None, "no answer"),
+        (502, b"<html>", "502, and the body is not JSON"),
         (201, b"[]", "no JSON object"),
         (201, answer(image={"sha256": "0" * 64}), "another image"),
         (201, answer(image=None), "lacks"),
