@@ -1,0 +1,55 @@
+"""Random changes to a training image, all of torchvision v2 and all independent of the label.
+
+They take away what tells a *source* instead of a lesion: aspect ratio (some public copies are square whatever the
+original was), sharpness, JPEG quality, colour cast and orientation.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torchvision.transforms import InterpolationMode, v2
+
+Strength = Literal["none", "light", "full"]
+
+
+class RandomTranspose(nn.Module):
+    """Swap rows and columns with probability `p`; with both flips it gives all eight symmetries of the square."""
+
+    def __init__(self, p: float = 0.5) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Uint8 [3, H, W] → [3, W, H] or unchanged."""
+        return image.transpose(1, 2).contiguous() if torch.rand(()) < self.p else image
+
+
+def augmentation(strength: Strength, side: int) -> nn.Module:
+    """The transform for training images: uint8 [3, H, W] → uint8 [3, side, side]. It draws from torch's global RNG.
+
+    `light`: symmetries and a mild crop, for the `seed` preset. `full`: also zoom, aspect ratio, rotation, shear,
+    colour, blur, re-compression. Crops keep at least 45 % of the area, so the lesion stays in view.
+    """
+    antialias = InterpolationMode.BILINEAR
+    symmetries = [v2.RandomHorizontalFlip(), v2.RandomVerticalFlip(), RandomTranspose()]
+    if strength == "none":
+        return v2.Resize((side, side), antialias, antialias=True)
+    if strength == "light":
+        crop = v2.RandomResizedCrop(side, (0.8, 1.0), (0.9, 1.1), antialias, antialias=True)
+        return v2.Compose([crop, *symmetries])
+    # Blur in proportion to the side: the same softness whatever the working resolution.
+    blur = v2.GaussianBlur(kernel_size=2 * max(1, round(side / 64)) + 1, sigma=(0.2, max(0.6, side / 100)))
+    return v2.Compose(
+        [
+            v2.RandomResizedCrop(side, (0.45, 1.0), (0.75, 4 / 3), antialias, antialias=True),
+            *symmetries,
+            v2.RandomApply([v2.RandomAffine(degrees=30, shear=8, interpolation=antialias)], 0.3),
+            v2.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2),
+            v2.RandomApply([v2.ColorJitter(hue=0.03)], 0.3),
+            v2.RandomApply([blur], 0.2),
+            v2.RandomApply([v2.JPEG((40, 95))], 0.3),
+        ]
+    )

@@ -1,0 +1,131 @@
+"""Train and validation parts that share no patient, no lesion and no known duplicate."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+from dermserve.errors import StartupError
+from training.datasets import Dataset, Record
+
+TRAIN, VALIDATION = "train", "val"
+
+
+@dataclass(frozen=True)
+class Split:
+    """Both parts, the group of each image, and where the division came from."""
+
+    train: list[Record]
+    validation: list[Record]
+    groups: dict[str, str]
+    origin: str
+
+
+def groups(dataset: Dataset) -> dict[str, str]:
+    """The group of each image id: images of one patient or lesion and known duplicates are in the same group.
+
+    ISIC 2020 is grouped by patient, ISIC 2019 by lesion, an image without either stands alone; the duplicates list
+    then joins groups, within a year and across (union-find).
+    """
+    parent: dict[str, str] = {}
+
+    def root(node: str) -> str:
+        parent.setdefault(node, node)
+        while parent[node] != node:
+            parent[node] = parent[parent[node]]
+            node = parent[node]
+        return node
+
+    for record in dataset.records:
+        for key in (record.patient, record.lesion):
+            if key:
+                parent[root(f"{record.dataset}:{key}")] = root(record.name)
+    names = {record.name for record in dataset.records}
+    for first, second in dataset.duplicates:
+        if first in names and second in names:
+            parent[root(first)] = root(second)
+    return {record.name: root(record.name) for record in dataset.records}
+
+
+def split(dataset: Dataset, *, given: Path | None = None, fraction: float = 0.15, seed: int = 0) -> Split:
+    """Divide into training and validation images.
+
+    Args:
+        dataset: what to divide.
+        given: a `splits.csv` (`image,…,group_id,split`), which wins over an own division; images that it marks as
+            neither train nor val are used for neither.
+        fraction: share of the images for validation, 0…1, for an own division.
+        seed: of the own division.
+
+    Raises:
+        StartupError: a group stands in both parts, a part is empty, or `given` leaves an image out.
+    """
+    result = _own(dataset, fraction, seed) if given is None else _given(dataset, given)
+    assert_disjoint(result)
+    return result
+
+
+def assert_disjoint(result: Split) -> None:
+    """Refuse a division in which a group stands in both parts, or one part is empty."""
+    if not result.train or not result.validation:
+        raise StartupError(f"The split ({result.origin}) leaves no images for training or for validation.")
+    shared = {result.groups[record.name] for record in result.train} & {
+        result.groups[record.name] for record in result.validation
+    }
+    if shared:
+        raise StartupError(
+            f"The split ({result.origin}) puts {len(shared)} groups (patient, lesion or duplicates) into both "
+            f"training and validation, for example {min(shared)}."
+        )
+
+
+def _own(dataset: Dataset, fraction: float, seed: int) -> Split:
+    """Greedy: groups in random order go where their strata (source × leaf) are furthest below the wanted share."""
+    group_of = groups(dataset)
+    members: dict[str, list[Record]] = defaultdict(list)
+    for record in dataset.records:
+        members[group_of[record.name]].append(record)
+    order = sorted(members)
+    Random(seed).shuffle(order)  # noqa: S311 - reproducible, not secret
+    order.sort(key=lambda group: -len(members[group]))  # large groups first, while there is room to even them out
+    total = Counter((record.source, record.leaf) for record in dataset.records)
+    taken: Counter[tuple[str, str]] = Counter()
+    chosen: set[str] = set()
+    for group in order:
+        strata = Counter((record.source, record.leaf) for record in members[group])
+        want = sum(count * (fraction * total[key] - taken[key]) / total[key] for key, count in strata.items())
+        too_much = sum(count * count / total[key] for key, count in strata.items()) / 2
+        if want > too_much:
+            chosen.add(group)
+            taken += strata
+    return Split(
+        [record for record in dataset.records if group_of[record.name] not in chosen],
+        [record for record in dataset.records if group_of[record.name] in chosen],
+        group_of,
+        f"{fraction:.0%} of the groups, seed {seed}",
+    )
+
+
+def _given(dataset: Dataset, path: Path) -> Split:
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        rows = {row["image"]: row for row in csv.DictReader(file)}
+    left_out = [record.name for record in dataset.records if record.name not in rows]
+    if left_out:
+        raise StartupError(f"{path} has no row for {len(left_out)} labelled images, for example {left_out[0]}.")
+    own = groups(dataset)
+    # The file's groups know more (near-duplicates found by eye or hash), ours guard against a faulty file: join both.
+    joined = _join({record.name: (rows[record.name]["group_id"], own[record.name]) for record in dataset.records})
+    parts: dict[str, list[Record]] = defaultdict(list)
+    for record in dataset.records:
+        parts[rows[record.name]["split"]].append(record)
+    return Split(parts[TRAIN], parts[VALIDATION], joined, path.name)
+
+
+def _join(pairs: dict[str, tuple[str, str]]) -> dict[str, str]:
+    nodes = Dataset(
+        [Record(name, Path(), "NV", "", "", lesion=f"a:{a}", patient=f"b:{b}") for name, (a, b) in pairs.items()]
+    )
+    return groups(nodes)

@@ -1,0 +1,127 @@
+"""What a run shows while it lasts: progress bars on the terminal, and curves in Weights & Biases."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+
+from training.config import Config
+from training.schedule import Progress
+
+_AVERAGED_STEPS = 50
+_LINE_EVERY_STEPS = 200
+
+
+class Terminal:
+    """Bars on a terminal; where the output is a file, a line now and then instead."""
+
+    def __init__(self, config: Config, console: Console) -> None:
+        self.config, self.console = config, console
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self._bars = Bars(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal)
+        self._task = self._bars.add_task("Training", total=1000, visible=False)
+        self._losses: deque[float] = deque(maxlen=_AVERAGED_STEPS)
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bars.stop()
+
+    def show(self, items: Iterable[Any], label: str, total: int) -> Iterator[Any]:
+        """Pass the items on under a bar of their own (a `pixels.ShowProgress`)."""
+        if not self.console.is_terminal:
+            self.say(f"{label}: {total}")
+        task = self._bars.add_task(label, total=total)
+        for item in items:
+            yield item
+            self._bars.advance(task)
+        self._bars.remove_task(task)
+
+    def say(self, line: str) -> None:
+        """Print a line above the bars."""
+        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def step(self, progress: Progress, fraction: float, loss: float, rate: float) -> None:
+        """See `loop.Watcher`."""
+        self._losses.append(loss)
+        stage = self.config.stages[progress.stage]
+        text = f"{stage.resolution} px, epoch {progress.epoch + 1}, loss {_mean(self._losses):.3f}, rate {rate:.1e}"
+        self._bars.update(self._task, completed=round(1000 * fraction), description=text, visible=True)
+        if not self.console.is_terminal and progress.step % _LINE_EVERY_STEPS == 0:
+            self.say(f"step {progress.step} ({fraction:.1%}): {text}")
+
+    def look(self, entry: dict[str, Any]) -> None:
+        """See `loop.Watcher`."""
+        self.say(
+            f"stage {entry['stage'] + 1} ({entry['resolution']} px), epoch {entry['epoch']:g}: validation loss "
+            f"{entry['val_loss']:.4f}, melanoma ROC-AUC {_text(entry['val_auc'])} on {entry['val_images']} images"
+        )
+
+
+class WeightsAndBiases:
+    """Curves in wandb: nothing leaves the machine unless the configuration says `wandb="online"`."""
+
+    def __init__(self, config: Config, folder: Path) -> None:
+        import wandb  # imported only where it is wanted: it takes a second and starts a process
+
+        self._run = wandb.init(
+            project="dermserve",
+            name=folder.name,
+            dir=str(folder),
+            mode=config.wandb if config.wandb != "disabled" else "disabled",
+            config=config.model_dump(),
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._run.finish(exit_code=0 if kind is None else 1)
+
+    def step(self, progress: Progress, fraction: float, loss: float, rate: float) -> None:
+        """See `loop.Watcher`."""
+        if progress.step % 10 == 0:
+            values = {"train/loss": loss, "train/rate": rate, "train/fraction": fraction}
+            self._run.log(values, step=progress.step)
+
+    def look(self, entry: dict[str, Any]) -> None:
+        """See `loop.Watcher`."""
+        names = ("val_loss", "val_auc", "resolution", "epoch")
+        self._run.log({f"validation/{name}": entry[name] for name in names}, step=entry["step"])
+
+
+class Both:
+    """Tells several watchers in turn."""
+
+    def __init__(self, *watchers: Terminal | WeightsAndBiases) -> None:
+        self.watchers = watchers
+
+    def step(self, progress: Progress, fraction: float, loss: float, rate: float) -> None:
+        """See `loop.Watcher`."""
+        for watcher in self.watchers:
+            watcher.step(progress, fraction, loss, rate)
+
+    def look(self, entry: dict[str, Any]) -> None:
+        """See `loop.Watcher`."""
+        for watcher in self.watchers:
+            watcher.look(entry)
+
+
+def _mean(values: deque[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _text(value: float | None) -> str:
+    return "–" if value is None or not math.isfinite(value) else f"{value:.4f}"
