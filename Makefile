@@ -30,7 +30,8 @@ export: .venv/.dev  ## Put RUN's weights into model_repository/
 	.venv/bin/dermserve export $(RUN) $(if $(IMAGES),--images $(IMAGES))
 
 bench: .venv/.dev  ## Measure what a CPU can measure; results land in benchmarks/results/
-	.venv/bin/dermserve bench all
+	.venv/bin/dermserve bench limit
+	.venv/bin/dermserve bench cold
 
 format: .venv/.dev  ## Format the code
 	.venv/bin/ruff check --fix $(SOURCES)

@@ -14,7 +14,13 @@ from frontend.database import Database, database_url, migrate
 
 @click.group()
 def admin() -> None:
-    """Create users and API keys; bring a database's schema up to date."""
+    """Create users and API keys; bring a database's schema up to date. Works while the stack runs.
+
+    \b
+    Examples:
+      dermserve admin create-user ada@example.org
+      dermserve admin create-api-key --name gateway
+    """
 
 
 @admin.command("create-user")

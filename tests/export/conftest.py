@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dermserve.image import preprocessing_hash
+from dermserve.labels import LEAVES
+from training.model import ARCHITECTURE, create_model, save_checkpoint
+
+TEMPERATURE = 1.7
+
+
+def estimate(value: float) -> dict[str, float]:
+    return {"value": value, "low": value, "high": value, "images": 1, "positives": 1}
+
+
+@pytest.fixture(scope="session")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run as training leaves it, with random weights that make the nine leaves differ visibly."""
+    folder = tmp_path_factory.mktemp("run")
+    torch.manual_seed(0)
+    network = create_model()
+    with torch.no_grad():
+        network.classifier.weight.mul_(30)
+        network.classifier.bias.copy_(torch.linspace(-1, 1, len(LEAVES)))
+    metadata: dict[str, Any] = {
+        "architecture": ARCHITECTURE, "leaves": list(LEAVES), "input_size": 300,
+        "preprocessing": preprocessing_hash(), "temperature": TEMPERATURE, "config": {},
+    }  # fmt: skip
+    save_checkpoint(folder / "final.pt", network, metadata)
+    point = {"threshold": 0.1, "sensitivity": estimate(0.95), "specificity": estimate(0.5), "data": "none"}
+    card = {
+        "name": "melanoma", "version": "0.0.0", "created_at": "2026-01-01T00:00:00+00:00", "architecture": ARCHITECTURE,
+        "leaves": list(LEAVES), "input_size": 300, "preprocessing": preprocessing_hash(), "temperature": TEMPERATURE,
+        "operating_points": {"sensitivity_95": point}, "metrics": {}, "training": {}, "data": [], "limits": ["random"],
+    }  # fmt: skip
+    (folder / "card.json").write_text(json.dumps(card))
+    return folder
