@@ -9,11 +9,15 @@ from uuid import UUID
 from fastapi import APIRouter, Header, Query, Request, Response
 
 from dermserve.errors import (
+    DatabaseUnavailable,
     DermserveError,
     Forbidden,
     IdempotencyConflict,
+    ImageEmpty,
     ImageTooLarge,
+    ImageTooSmall,
     ImageUndecodable,
+    InferenceUnavailable,
     NotFound,
     Overloaded,
     RateLimited,
@@ -46,20 +50,38 @@ _BODY: Final[dict[str, Any]] = {
 
 
 def _refusals(*errors: type[DermserveError]) -> dict[int | str, dict[str, Any]]:
-    """How OpenAPI states which problems a route may answer with."""
-    return {
-        error.http_status: {
-            "description": f"{error.title} (`{error.code}`)",
-            "content": {problems.CONTENT_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
-        }
-        for error in errors
-    }
+    """How OpenAPI states which problems a route may answer with, by status."""
+    responses: dict[int | str, dict[str, Any]] = {}
+    for error in errors:
+        stated = f"{error.title} (`{error.code}`)"
+        if error.http_status in responses:
+            responses[error.http_status]["description"] += f"; {stated}"
+        else:
+            content = {problems.CONTENT_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
+            responses[error.http_status] = {"description": stated, "content": content}
+    return responses
 
 
 router = APIRouter(
-    prefix="/v1", tags=["predictions"], responses=_refusals(Unauthenticated, Overloaded, RateLimited, RequestInvalid)
+    prefix="/v1",
+    tags=["predictions"],
+    responses=_refusals(Unauthenticated, RateLimited, RequestInvalid, Overloaded, DatabaseUnavailable),
 )
 _NOT_FOUND = _refusals(NotFound)
+_NOT_TAKEN = _refusals(
+    Forbidden,
+    RequestTimeout,
+    IdempotencyConflict,
+    ImageTooLarge,
+    UnsupportedImageType,
+    ImageUndecodable,
+    ImageEmpty,
+    ImageTooSmall,
+    RequestInvalid,
+    Overloaded,
+    InferenceUnavailable,
+    DatabaseUnavailable,
+)
 WithCam = Annotated[bool, Query(description="Include the class activation map.")]
 
 
@@ -68,12 +90,8 @@ WithCam = Annotated[bool, Query(description="Include the class activation map.")
     status_code=201,
     summary="Analyse one image",
     openapi_extra={"requestBody": _BODY},
-    responses={
-        200: {"model": Result, "description": "A repeat: the stored result."},
-        **_refusals(
-            Forbidden, RequestTimeout, IdempotencyConflict, ImageTooLarge, UnsupportedImageType, ImageUndecodable
-        ),
-    },
+    response_description="A new result.",
+    responses={200: {"model": Result, "description": "A repeat: the stored result."}, **_NOT_TAKEN},
 )
 async def create(
     request: Request,
@@ -102,7 +120,7 @@ async def create(
     return Result.of(prediction, cam=cam)
 
 
-@router.get("/predictions", summary="List results, newest first")
+@router.get("/predictions", summary="List results, newest first", response_description="A page of results.")
 async def list_page(
     caller: CallerDep,
     services: ServicesDep,
@@ -114,7 +132,9 @@ async def list_page(
     return ResultPage(items=[Result.of(row) for row in page.items], next_cursor=page.next_cursor)
 
 
-@router.get("/predictions/{prediction_id:uuid}", summary="One result", responses=_NOT_FOUND)
+@router.get(
+    "/predictions/{prediction_id:uuid}", summary="One result", response_description="The result.", responses=_NOT_FOUND
+)
 async def read(prediction_id: UUID, caller: CallerDep, services: ServicesDep, cam: WithCam = False) -> Result:
     """One of your results; anybody else's does not exist for you."""
     return Result.of(await services.predictions.get(caller, prediction_id), cam=cam)
@@ -124,6 +144,7 @@ async def read(prediction_id: UUID, caller: CallerDep, services: ServicesDep, ca
     "/predictions/{prediction_id:uuid}",
     status_code=204,
     summary="Delete a result",
+    response_description="It is gone.",
     responses=_NOT_FOUND | _refusals(Forbidden),
 )
 async def delete(prediction_id: UUID, caller: CallerDep, services: ServicesDep) -> None:

@@ -11,6 +11,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from fastapi import APIRouter, Request, Response
+from PIL import Image
 from starlette.responses import RedirectResponse, StreamingResponse
 
 from dermserve import image, labels, sample
@@ -24,6 +25,7 @@ from frontend.templating import render
 router = APIRouter(include_in_schema=False)
 _PER_PAGE: Final = 25
 _SAMPLES: Final = 6
+_SMALL: Final = (160, 120)  # pixels
 _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
 _CAM_LIMIT: Final = 10.0
 
@@ -100,11 +102,11 @@ async def history_csv(services: ServicesDep, user: UserDep) -> Response:
 
 
 @router.get("/samples/{number}.jpg")
-async def sample_image(number: int) -> Response:
-    """A drawn lesion image for those who have none at hand."""
+async def sample_image(number: int, small: bool = False) -> Response:
+    """A drawn lesion image for those who have none at hand; `small` to choose from."""
     if not 1 <= number <= _SAMPLES:
         raise NotFound
-    data = await asyncio.to_thread(_sample, number)
+    data = await asyncio.to_thread(_small_sample if small else _sample, number)
     return Response(data, media_type="image/jpeg", headers={"Cache-Control": "public, max-age=86400"})
 
 
@@ -180,3 +182,10 @@ def csv_name(row: Prediction) -> str:
 @lru_cache(maxsize=_SAMPLES)
 def _sample(number: int) -> bytes:
     return sample.jpeg(number)
+
+
+@lru_cache(maxsize=_SAMPLES)
+def _small_sample(number: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.open(io.BytesIO(_sample(number)), formats=("JPEG",)).resize(_SMALL).save(buffer, "JPEG", quality=80)
+    return buffer.getvalue()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
@@ -28,16 +29,16 @@ _environment = Environment(
 def percent(value: float) -> str:
     """A share (0…1) in words of one decimal, never rounded to a certainty that the model does not have."""
     if 0 < value < 0.001:
-        return "< 0.1 %"
+        return "<\u00a00.1\u00a0%"
     if 0.999 < value < 1:
-        return "> 99.9 %"
-    return f"{value * 100:.1f} %"
+        return ">\u00a099.9\u00a0%"
+    return f"{value * 100:.1f}\u00a0%"
 
 
 def point_name(name: str) -> str:
     """`sensitivity_95` as “95 % sensitivity”; any other name with spaces for underscores."""
     match = re.fullmatch(r"(sensitivity|specificity)_(\d+)", name)
-    return f"{match[2]} % {match[1]}" if match else name.replace("_", " ")
+    return f"{match[2]}\u00a0% {match[1]}" if match else name.replace("_", " ")
 
 
 def when(moment: datetime) -> str:
@@ -46,7 +47,13 @@ def when(moment: datetime) -> str:
     return f"{moment.day} {moment:%b %Y, %H:%M} UTC"
 
 
-_environment.filters |= {"percent": percent, "point_name": point_name, "when": when}
+def code(text: str) -> Markup:
+    """Text in which `words in backticks` are code, as in the API's description."""
+    parts = escape(text).split("`")
+    return Markup().join(Markup("<code>%s</code>") % part if odd % 2 else part for odd, part in enumerate(parts))
+
+
+_environment.filters |= {"percent": percent, "point_name": point_name, "when": when, "code": code}
 _environment.globals |= {"app_version": __version__}
 
 

@@ -189,7 +189,7 @@ class Item {
 
   succeed(result) {
     const { refer, threshold } = result.decision;
-    const percent = (share) => `${(100 * share).toFixed(1)} %`;
+    const percent = (share) => `${(100 * share).toFixed(1)}\u00a0%`;
     const tag = document.createElement("span");
     const kind = result.quality.abstained ? "abstained" : refer ? "refer" : "below";
     tag.className = `tag ${kind}`;
