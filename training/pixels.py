@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ def silent(items: Iterable[Any], label: str, total: int) -> Iterator[Any]:
     yield from items
 
 
-def prepared(paths: list[Path], folder: Path, *, workers: int = 2, show: ShowProgress = silent) -> Pixels:
+def prepared(paths: list[Path], folder: Path, *, workers: int | None = None, show: ShowProgress = silent) -> Pixels:
     """The prepared images as a read-only memory map, uint8 [N, 300, 300, 3]; made now, or found in `folder`.
 
     The array's name holds the preprocessing and each file's path, size and time of change, so that a changed image or
@@ -53,30 +53,27 @@ def reduced(pixels: Pixels, rows: NDArray[np.int64], side: int, *, show: ShowPro
     return out
 
 
-def _make(paths: list[Path], file: Path, workers: int, show: ShowProgress) -> None:
+def _make(paths: list[Path], file: Path, workers: int | None, show: ShowProgress) -> None:
     partial = file.with_suffix(".partial.npy")
     shape = (len(paths), image.SIDE, image.SIDE, 3)
     out = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
-    refused = []
-    with ProcessPoolExecutor(workers) as pool:
-        results = pool.map(_prepare, paths, chunksize=32)
-        for position, result in enumerate(show(results, "Preparing images", len(paths))):
-            if isinstance(result, str):
-                refused.append(f"{paths[position].name}: {result}")
-            else:
-                out[position] = result
+
+    def make(position: int) -> str | None:
+        try:
+            out[position] = image.prepare(paths[position].read_bytes()).pixels
+        except ImageError as error:
+            return f"{paths[position].name}: {error.detail}"
+        return None
+
+    # Threads suffice: JPEG decoding and resizing release the GIL.
+    with ThreadPoolExecutor(workers) as pool:
+        results = pool.map(make, range(len(paths)))
+        refused = [fault for fault in show(results, "Preparing images", len(paths)) if fault]
     if refused:
         partial.unlink()
         raise StartupError(f"{len(refused)} images cannot be used: {'; '.join(refused[:5])}")
     out.flush()
     partial.replace(file)
-
-
-def _prepare(path: Path) -> Pixels | str:
-    try:
-        return image.prepare(path.read_bytes()).pixels
-    except ImageError as error:
-        return error.detail
 
 
 def _key(paths: list[Path]) -> str:

@@ -1,0 +1,84 @@
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from dermserve.errors import StartupError
+from training import datasets, splits
+from training.datasets import Dataset, Record
+
+
+def test_no_lesion_patient_or_duplicate_crosses(isic: Path) -> None:
+    dataset = datasets.read(isic)
+    for seed in range(5):
+        result = splits.split(dataset, fraction=0.3, seed=seed)
+        train = {record.name for record in result.train}
+        assert len(result.train) + len(result.validation) == len(dataset.records)
+        for key in ("lesion", "patient"):
+            inside = {getattr(record, key) for record in result.train} - {None}
+            assert not inside & {getattr(record, key) for record in result.validation}
+        for first, second in (("ISIC_9000000", "ISIC_9000003"), ("ISIC_0000000", "ISIC_9000015")):
+            assert (first in train) == (second in train)
+
+
+def test_duplicates_join_whole_groups_across_years(isic: Path) -> None:
+    groups = splits.groups(datasets.read(isic))
+    # Lesion MSK4_0 and patient IP_5 are one group, because one image of each shows the same picture.
+    assert (
+        groups["ISIC_0000001_downsampled"] == groups["ISIC_0000000"] == groups["ISIC_9000015"] == groups["ISIC_9000017"]
+    )
+    assert groups["ISIC_9000001"] == groups["ISIC_9000005"]
+    assert groups["ISIC_9000001"] != groups["ISIC_9000006"]
+
+
+def test_parts_keep_the_share_of_every_leaf_and_source() -> None:
+    leaves = ("MEL", "NV", "NV", "NV", "BCC")
+    records = [
+        Record(f"i{i}", Path(), leaves[i % 5], "isic2019", ("A", "B")[i % 2], lesion=f"l{i // 10}-{i % 5}")
+        for i in range(2000)
+    ]
+    result = splits.split(Dataset(records), fraction=0.2)
+    total = Counter((record.source, record.leaf) for record in records)
+    held = Counter((record.source, record.leaf) for record in result.validation)
+    assert set(held) == set(total)
+    for stratum, count in total.items():
+        assert held[stratum] / count == pytest.approx(0.2, abs=0.03)
+
+
+def test_another_seed_divides_otherwise(isic: Path) -> None:
+    dataset = datasets.read(isic)
+    first, again, other = (splits.split(dataset, seed=seed).validation for seed in (0, 0, 1))
+    assert first == again
+    assert first != other
+
+
+def given(path: Path, dataset: Dataset, part: dict[str, str]) -> Path:
+    lines = ["image,dataset,collection,group_id,split"]
+    lines += [
+        f"{r.name},,,{r.lesion or r.patient},{part.get(r.lesion or r.patient or '', 'train')}" for r in dataset.records
+    ]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_a_given_table_wins(isic: Path, tmp_path: Path) -> None:
+    dataset = datasets.read(isic)
+    table = given(tmp_path / "splits.csv", dataset, {"HAM_1": "val", "IP_7": "val", "IP_8": "test"})
+    result = splits.split(dataset, given=table)
+    assert {record.lesion or record.patient for record in result.validation} == {"HAM_1", "IP_7"}
+    assert "IP_8" not in {record.patient for record in result.train}
+
+
+def test_a_given_table_that_lets_a_group_cross_is_refused(isic: Path, tmp_path: Path) -> None:
+    dataset = datasets.read(isic)
+    # IP_0 and IP_1 hold the same picture, which only the duplicates list tells.
+    table = given(tmp_path / "splits.csv", dataset, {"IP_1": "val"})
+    with pytest.raises(StartupError, match="into both training and validation"):
+        splits.split(dataset, given=table)
+
+
+def test_a_given_table_that_leaves_an_image_out_is_refused(isic: Path, tmp_path: Path) -> None:
+    dataset = datasets.read(isic)
+    table = given(tmp_path / "splits.csv", Dataset(dataset.records[1:]), {"IP_7": "val"})
+    with pytest.raises(StartupError, match="no row for 1 labelled images, for example ISIC_0000000"):
+        splits.split(dataset, given=table)
