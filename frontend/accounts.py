@@ -101,8 +101,10 @@ class Accounts:
 
     async def log_in(self, email: str, password: str) -> Caller | None:
         """The user whose address and password these are, or None, after the same work in either case."""
-        async with self._database.transaction() as session:
-            user = await session.scalar(select(User).where(User.email == normal_email(email)))
+        email, user = normal_email(email), None
+        if _EMAIL.fullmatch(email):  # PostgreSQL refuses some of what is no address, such as a zero byte
+            async with self._database.transaction() as session:
+                user = await session.scalar(select(User).where(User.email == email))
         correct = await self._passwords.verify(password, user.password_hash if user else None)
         return _caller(user) if user and correct else None
 

@@ -35,8 +35,6 @@ _MULTIPART: Final = "multipart/form-data"
 _MULTIPART_EXTRA: Final = 64 * 1024  # boundaries, part headers and small fields around the one image
 _FORM_MAX: Final = 64 * 1024
 _BODY_S: Final = 120.0
-_LINGER_BYTES: Final = 2 * image.MAX_BYTES
-_LINGER_S: Final = 10.0
 _FILENAME_MAX: Final = 120
 
 
@@ -118,11 +116,12 @@ async def _read_image(request: Request, held: _Held) -> Upload:
 
 
 async def _read(request: Request, limit: int, held: _Held | None = None) -> bytes:
-    """The whole body; checks the announced length first and counts what really comes."""
+    """The whole body; checks the announced length first and counts what really comes.
+
+    After a refusal uvicorn reads on and drops the rest, so that a sender in mid-body still sees the answer.
+    """
     announced = request.headers.get("content-length", "")
     if announced.isascii() and announced.isdigit() and int(announced) > limit:
-        if int(announced) <= _LINGER_BYTES:
-            await _discard(request)
         raise _too_large(limit)
     chunks: list[bytes] = []
     size = 0
@@ -131,7 +130,7 @@ async def _read(request: Request, limit: int, held: _Held | None = None) -> byte
             async for chunk in request.stream():
                 size += len(chunk)
                 if size > limit:
-                    break
+                    raise _too_large(limit)
                 if held is not None:
                     held.add(len(chunk))
                 chunks.append(chunk)
@@ -139,24 +138,7 @@ async def _read(request: Request, limit: int, held: _Held | None = None) -> byte
         raise RequestTimeout(f"The body did not arrive within {_BODY_S:.0f} seconds.") from error
     except ClientDisconnect as error:
         raise RequestInvalid("The connection ended before the whole body had arrived.") from error
-    if size > limit:
-        await _discard(request)
-        raise _too_large(limit)
     return b"".join(chunks)
-
-
-async def _discard(request: Request) -> None:
-    """Read on for a while without keeping anything: a sender that is cut off in mid-body never sees the answer."""
-    size = 0
-    try:
-        async with asyncio.timeout(_LINGER_S):
-            while size <= _LINGER_BYTES:
-                message = await request.receive()
-                size += len(message.get("body", b""))
-                if message["type"] == "http.disconnect" or not message.get("more_body", False):
-                    return
-    except TimeoutError:
-        return
 
 
 def _too_large(limit: int) -> ImageTooLarge:

@@ -31,6 +31,7 @@ from dermserve.settings import Settings
 from frontend.accounts import Accounts
 from frontend.app import create_app
 from frontend.database import Database, migrate
+from frontend.dependencies import Services
 
 PASSWORD = "four unrelated words"
 
@@ -91,7 +92,8 @@ class Server:
         listener = socket.socket()
         listener.bind(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        config = uvicorn.Config(create_app(settings, lambda _: stand_in), log_level="warning", lifespan="on")
+        self._app = create_app(settings, lambda _: stand_in)
+        config = uvicorn.Config(self._app, log_level="warning", lifespan="on")
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [listener]}, daemon=True)
 
@@ -100,6 +102,10 @@ class Server:
         while not self._server.started:
             assert self._thread.is_alive(), "the server did not start"
             time.sleep(0.01)
+
+    def services(self) -> Services:
+        found: Services = self._app.state.services
+        return found
 
     def stop(self) -> None:
         self._server.should_exit = True
@@ -120,13 +126,15 @@ class Cluster:
         self.process: subprocess.Popen[bytes] | None = None
 
     def _account(self) -> list[str]:
+        # A test run that is killed takes its server along.
+        follow = ["setpriv", "--pdeathsig=QUIT"]
         if os.geteuid() != 0:
-            return []
+            return [*follow, "--"] if shutil.which("setpriv") else []
         nobody = pwd.getpwnam("nobody")
         os.chown(self.folder, nobody.pw_uid, nobody.pw_gid)
         # It may read everything, because the checkout can lie in a folder of root's.
         capability = ["--inh-caps=-all,+dac_read_search", "--ambient-caps=-all,+dac_read_search"]
-        return ["setpriv", "--reuid=nobody", f"--regid={nobody.pw_gid}", "--clear-groups", *capability, "--"]
+        return [*follow, "--reuid=nobody", f"--regid={nobody.pw_gid}", "--clear-groups", *capability, "--"]
 
     def _run(self, program: str, *arguments: object) -> None:
         command = [*self._as, str(self._programs / program), *map(str, arguments)]

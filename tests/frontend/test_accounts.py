@@ -90,6 +90,12 @@ def test_wrong_password_and_unknown_address_look_alike(member: Browser, server: 
     )
 
 
+@pytest.mark.parametrize("email", ["", "a\x00@clinic.example", "service", "ｘ" * 300])
+def test_login_with_no_address_at_all(browser: Browser, email: str) -> None:
+    browser.email = email
+    assert browser.log_in().status_code == 401
+
+
 def test_unknown_user_costs_the_same_work() -> None:
     async def measure() -> tuple[float, float]:
         passwords = Passwords()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import socket
 import struct
 import sys
 import tempfile
@@ -234,6 +235,16 @@ def test_too_many_bytes(api: httpx.Client, server: Server) -> None:
     response = api.post("/v1/predictions", content=chunks, headers=JPEG)
     assert_problem(response, 413, "image_too_large")
     assert server.stand_in.calls == []
+
+
+def test_sender_in_mid_body_sees_the_refusal(server: Server) -> None:
+    """Even one that, like many, reads nothing before it has sent everything, and then goes on with the connection."""
+    body = bytes(20_000_000)
+    with socket.create_connection(server.url.removeprefix("http://").split(":"), timeout=30) as connection:
+        for announced in (len(body), image.MAX_BYTES * 2):
+            head = f"POST /v1/predictions HTTP/1.1\r\nHost: x\r\nContent-Length: {announced}\r\n\r\n"
+            connection.sendall(head.encode() + body + bytes(announced - len(body)))
+            assert connection.recv(65536).startswith(b"HTTP/1.1 401 ")
 
 
 class Writes:

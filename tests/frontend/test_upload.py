@@ -1,0 +1,109 @@
+"""Bodies off the wire: bounded in memory and time."""
+
+from __future__ import annotations
+
+import io
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import numpy as np
+import pytest
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+
+from dermserve import sample
+from frontend import upload
+from tests.frontend.conftest import Server, new_key
+
+JPEG = {"Content-Type": "image/jpeg"}
+
+
+def dicom() -> bytes:
+    """A small uncompressed dermoscopic photograph."""
+    pixels = np.ascontiguousarray(sample.draw(1)[::2, ::2])
+    meta = FileMetaDataset()
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.77.1.7"
+    meta.MediaStorageSOPInstanceUID = generate_uid()
+    dataset = Dataset()
+    dataset.file_meta = meta
+    dataset.SOPClassUID = meta.MediaStorageSOPClassUID
+    dataset.SOPInstanceUID = meta.MediaStorageSOPInstanceUID
+    dataset.Rows, dataset.Columns = pixels.shape[:2]
+    dataset.SamplesPerPixel, dataset.PlanarConfiguration, dataset.PhotometricInterpretation = 3, 0, "RGB"
+    dataset.BitsAllocated = dataset.BitsStored = 8
+    dataset.HighBit, dataset.PixelRepresentation = 7, 0
+    dataset.PixelData = pixels.tobytes()
+    buffer = io.BytesIO()
+    dataset.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("content_type", ["application/dicom", "application/octet-stream"])
+def test_dicom(api: httpx.Client, content_type: str) -> None:
+    response = api.post("/v1/predictions", content=dicom(), headers={"Content-Type": content_type})
+    assert response.status_code == 201, response.text
+    image = response.json()["image"]
+    assert (image["format"], image["width"], image["height"]) == ("dicom", 300, 225)
+
+
+def test_too_many_bytes_at_once_are_refused_and_room_comes_back(
+    api: httpx.Client, server: Server, jpegs: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    intake = server.services().intake
+    monkeypatch.setattr(intake, "_max_bytes", 2 * max(map(len, jpegs)))
+    server.stand_in.delay_s = 0.5
+    barrier = threading.Barrier(4)
+
+    def send(data: bytes) -> httpx.Response:
+        barrier.wait()
+        return httpx.post(f"{server.url}/v1/predictions", content=data, headers=JPEG | dict(api.headers), timeout=30)
+
+    with ThreadPoolExecutor(4) as pool:
+        responses = list(pool.map(send, jpegs))
+    refused = [response for response in responses if response.status_code == 503]
+    assert 0 < len(refused) < 4
+    assert {response.json()["code"] for response in refused} == {"overloaded"}
+    assert all(int(response.headers["retry-after"]) > 0 for response in refused)
+    assert api.post("/v1/predictions", content=jpegs[0], headers=JPEG).status_code in (200, 201)
+    assert (intake._bytes, intake._requests) == (0, 0)
+
+
+def test_too_many_requests_at_once(
+    api: httpx.Client, server: Server, jpegs: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server.services().intake, "_max_requests", 0)
+    response = api.post("/v1/predictions", content=jpegs[0], headers=JPEG)
+    assert (response.status_code, response.json()["code"]) == (503, "overloaded")
+
+
+def test_slow_sender(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upload, "_BODY_S", 0.5)
+    head = (
+        "POST /v1/predictions HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: 1000\r\n"
+        f"Authorization: Bearer {new_key(server.settings)}\r\n\r\n"
+    )
+    with socket.create_connection(server.url.removeprefix("http://").split(":"), timeout=10) as connection:
+        connection.sendall(head.encode() + b"\xff\xd8\xff")
+        answer = connection.recv(65536)
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b'"code":"request_timeout"' in answer
+
+
+def test_sender_that_goes_away(server: Server, api: httpx.Client, jpegs: list[bytes]) -> None:
+    key = api.headers["authorization"]
+    head = (
+        f"POST /v1/predictions HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: {len(jpegs[0])}\r\n"
+        f"Authorization: {key}\r\n\r\n"
+    )
+    with socket.create_connection(server.url.removeprefix("http://").split(":"), timeout=10) as connection:
+        connection.sendall(head.encode() + jpegs[0][:1000])
+    deadline = time.monotonic() + 5
+    while server.services().intake._requests and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert server.services().intake._requests == 0
+    assert api.get("/v1/predictions").json()["items"] == []
+    assert server.stand_in.calls == []
