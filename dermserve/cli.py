@@ -82,6 +82,4 @@ _EXTRAS = {
     "sklearn": "training",
     "onnx": "training",
     "locust": "bench",
-    "tensorrt": "tensorrt",
-    "tensorrt_rtx": "tensorrt-rtx",
 }

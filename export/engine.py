@@ -15,7 +15,7 @@ from dermserve.image import SIDE
 from dermserve.model_card import ONNX_PATH
 from export.onnx import INPUT
 
-_MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+_MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx_bindings"}
 _FILES = {"tensorrt": "model.plan", "tensorrt-rtx": "model.rtx.engine"}
 _BATCHES = (1, 64, 128)  # smallest, tuned for, largest; the largest is `max_batch_size` in configs/tensorrt.pbtxt
 
@@ -33,9 +33,10 @@ def build(repository: Path, target: str) -> Path:
             f"--target {target} needs the extra '{target}': pip install 'dermserve[{target}]'"
         ) from error
     logger = trt.Logger(trt.Logger.WARNING)
-    builder = trt.Builder(logger)
-    if builder is None or (not builder.platform_has_fast_fp16 and target == "tensorrt"):
-        raise StartupError("TensorRT finds no usable GPU; build the engine on the machine that will serve it.")
+    try:
+        builder = trt.Builder(logger)
+    except Exception as error:  # TensorRT proper looks for a GPU here; RTX builds without one
+        raise StartupError("TensorRT finds no usable GPU; build the engine on the machine that will serve it.") from error
     # Networks are always strongly typed from TensorRT 11 on; before, a flag asks for it. Precision stands in the ONNX file.
     typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     network = builder.create_network(0 if typed is None else 1 << int(typed))

@@ -41,7 +41,8 @@ class ServedModel(nn.Module):
         `cam` is the melanoma class activation map (Zhou et al. 2016). It is exact here: the network ends in a mean
         and a linear layer, so the map's mean plus the class's bias is the melanoma logit.
         """
-        images = pixels.permute(0, 3, 1, 2).float() * self.scale + self.shift
+        # Cast first: TensorRT moves no uint8 tensor but into a cast.
+        images = pixels.float().permute(0, 3, 1, 2) * self.scale + self.shift
         features = self.network.forward_features(images)
         embedding = features.mean(dim=(2, 3))
         head = self.network.classifier
