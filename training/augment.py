@@ -1,4 +1,4 @@
-"""Random changes to a training image, all of torchvision v2 and all independent of the label.
+"""Random changes to a training image, of torchvision v2 and independent of the label.
 
 They take away what tells a *source* instead of a lesion: aspect ratio (some public copies are square whatever the
 original was), sharpness, JPEG quality, colour cast and orientation.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import simplejpeg
 import torch
 from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode, v2
@@ -25,6 +26,22 @@ class RandomTranspose(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Uint8 [3, H, W] → [3, W, H] or unchanged."""
         return image.transpose(1, 2).contiguous() if torch.rand(()) < self.p else image
+
+
+class RandomJPEG(nn.Module):
+    """Compress and decompress with a quality drawn evenly from `quality` (torchvision's own codec is on its way out)."""
+
+    def __init__(self, quality: tuple[int, int]) -> None:
+        super().__init__()
+        self.quality = quality
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Uint8 [3, H, W] → the same shape, with the blocks and the colour subsampling (4:2:0) of a JPEG."""
+        low, high = self.quality
+        quality = int(torch.randint(low, high + 1, ()))
+        pixels = image.permute(1, 2, 0).contiguous().numpy()
+        data = simplejpeg.encode_jpeg(pixels, quality=quality, colorspace="RGB", colorsubsampling="420")
+        return torch.from_numpy(simplejpeg.decode_jpeg(data, colorspace="RGB")).permute(2, 0, 1)
 
 
 def augmentation(strength: Strength, side: int) -> nn.Module:
@@ -50,6 +67,6 @@ def augmentation(strength: Strength, side: int) -> nn.Module:
             v2.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2),
             v2.RandomApply([v2.ColorJitter(hue=0.03)], 0.3),
             v2.RandomApply([blur], 0.2),
-            v2.RandomApply([v2.JPEG((40, 95))], 0.3),
+            v2.RandomApply([RandomJPEG((40, 95))], 0.3),
         ]
     )

@@ -133,24 +133,24 @@ class Trainer:
         started, before = time.monotonic(), progress.seconds[index]
         pixels = self._working_pixels(stage, self.images.train)
         _freeze(self.model, stage.frozen_blocks)
-        losses: list[float] = []
         while self.schedule.stage_fraction(index, progress) < 1:
             for batch, targets in self._batches(stage, pixels):
-                losses.append(self._step(batch, targets, stage))
+                loss = self._step(batch, targets, stage)
                 progress.batch += 1
+                progress.loss_sum, progress.loss_steps = progress.loss_sum + loss, progress.loss_steps + 1
                 progress.seconds[index] = before + time.monotonic() - started
                 self.watcher.step(
-                    progress, self.schedule.fraction(progress), losses[-1], self.optimizer.param_groups[0]["lr"]
+                    progress, self.schedule.fraction(progress), loss, self.optimizer.param_groups[0]["lr"]
                 )
                 if self.schedule.stage_fraction(index, progress) >= 1:
                     break
                 if self._look_is_due(stage):
-                    self._look(stage, losses)
+                    self._look(stage)
                 if time.monotonic() - self._saved_at > self.config.checkpoint_minutes * 60:
                     self.save()
             else:
                 progress.epoch, progress.batch = progress.epoch + 1, 0
-        self._look(stage, losses)
+        self._look(stage)
         # Counters move on only now: a run killed during the last look repeats the look, not the stage.
         progress.stage, progress.epoch, progress.batch, progress.best = index + 1, 0, 0, -1.0
         if index + 1 < len(self.config.stages):
@@ -205,7 +205,7 @@ class Trainer:
         every = max(1, round(self.config.validate_every * self.schedule.epoch_steps(stage)))
         return self.schedule.steps_done(self.progress) % every == 0
 
-    def _look(self, stage: Stage, losses: list[float]) -> None:
+    def _look(self, stage: Stage) -> None:
         """Score validation images with the averaged weights; keep them as `best.pt` when they are the stage's best."""
         rows = self.images.validation
         if self.config.validation_images:
@@ -224,12 +224,12 @@ class Trainer:
             "images": progress.images,
             "minutes": round(sum(progress.seconds) / 60, 2),
             "lr": self.optimizer.param_groups[0]["lr"],
-            "train_loss": float(np.mean(losses)) if losses else None,
+            "train_loss": progress.loss_sum / max(1, progress.loss_steps),
             "val_loss": float(-np.log(np.maximum(picked, 1e-12)).mean()),
             "val_auc": auc,
             "val_images": len(rows),
         }
-        losses.clear()
+        progress.loss_sum, progress.loss_steps = 0.0, 0
         progress.history.append(entry)
         self.watcher.look(entry)
         if not auc <= progress.best:  # also where the AUC is not defined (no melanoma among a few test images)

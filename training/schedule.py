@@ -14,7 +14,8 @@ class Progress:
     """Where a run stands: everything but the tensors. `seconds` is the time spent in each stage so far.
 
     `epoch` and `batch` count within the stage (`batch` within the epoch), `step` and `images` over the run; `skipped`
-    counts steps without a finite gradient, `best` is the stage's best validation ROC-AUC, −1 before the first.
+    counts steps without a finite gradient, `best` is the stage's best validation ROC-AUC, −1 before the first;
+    `loss_sum` and `loss_steps` are those since the last look.
     """
 
     stage: int = 0
@@ -25,6 +26,8 @@ class Progress:
     seconds: list[float] = field(default_factory=list)
     images: int = 0
     best: float = -1.0
+    loss_sum: float = 0.0
+    loss_steps: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from training import batches
-from training.augment import augmentation
+from training.augment import RandomJPEG, augmentation
 from training.datasets import Record
 
 
@@ -80,3 +80,15 @@ def test_light_augmentation_reaches_all_eight_symmetries() -> None:
         wide = out.amax(0).count_nonzero() > out.amax(1).count_nonzero()
         seen.add((int(np.argmax(quarters)), bool(wide)))
     assert len(seen) == 8
+
+
+def test_recompression_changes_detail_but_not_the_picture() -> None:
+    y, x = torch.meshgrid(torch.arange(64), torch.arange(64), indexing="ij")
+    image = torch.stack([2 * x + y, 255 - 3 * y, x + y]).to(torch.uint8)
+    noisy = (image.int() + torch.randint(0, 20, image.shape)).clamp(0, 255).to(torch.uint8)
+    out = RandomJPEG((40, 40))(noisy)
+    assert out.shape == noisy.shape
+    assert out.dtype == torch.uint8
+    assert not torch.equal(out, noisy)
+    difference = (out.float() - noisy.float()).mean((1, 2))
+    assert difference.abs().max() < 3

@@ -1,0 +1,80 @@
+import math
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from sklearn.metrics import roc_auc_score
+
+from training import evaluate
+
+
+@pytest.fixture
+def cases() -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    rng = np.random.default_rng(0)
+    truth = rng.random(400) < 0.2
+    return truth, 1 / (1 + np.exp(-(rng.normal(size=400) + 1.5 * truth - 1)))
+
+
+def test_auc_is_sklearns_and_follows_the_labels(cases: tuple[NDArray[np.bool_], NDArray[np.float64]]) -> None:
+    truth, scores = cases
+    groups = [str(i) for i in range(400)]
+    found = evaluate.measure(truth, scores, groups, bootstrap=200)["roc_auc"]
+    assert found.value == pytest.approx(roc_auc_score(truth, scores), abs=1e-12)
+    assert found.low < found.value < found.high
+    assert (found.images, found.positives) == (400, truth.sum())
+    changed = truth.copy()
+    changed[np.flatnonzero(truth)[0]] = False
+    assert evaluate.measure(changed, scores, groups, bootstrap=10)["roc_auc"].value != found.value
+
+
+def test_images_of_one_lesion_widen_the_interval() -> None:
+    rng = np.random.default_rng(1)
+    truth, scores = np.repeat(rng.random(60) < 0.5, 10), np.repeat(rng.random(60), 10)
+    lesions = [str(i // 10) for i in range(600)]
+    alone = evaluate.measure(truth, scores, [str(i) for i in range(600)], bootstrap=300)["roc_auc"]
+    grouped = evaluate.measure(truth, scores, lesions, bootstrap=300)["roc_auc"]
+    assert grouped.value == alone.value
+    assert grouped.high - grouped.low > 2 * (alone.high - alone.low)
+
+
+def test_a_resample_takes_whole_groups() -> None:
+    groups = ["a", "b", "a", "c", "b", "a"]
+    for sample in evaluate.resamples(groups, 20):
+        counts = np.bincount(sample, minlength=6)
+        assert counts[0] == counts[2] == counts[5]
+        assert counts[1] == counts[4]
+        assert counts[0] + counts[1] + counts[3] == 3
+
+
+def test_operating_points_reach_their_sensitivity_and_no_larger_threshold_does(
+    cases: tuple[NDArray[np.bool_], NDArray[np.float64]],
+) -> None:
+    truth, scores = cases
+    points = evaluate.operating_points(truth, scores, [str(i) for i in range(400)], "val", bootstrap=50)
+    assert set(points) == {"sensitivity_95", "sensitivity_90", "balanced"}
+    for name, wanted in (("sensitivity_95", 0.95), ("sensitivity_90", 0.90)):
+        point = points[name]
+        assert point.sensitivity.value == evaluate.sensitivity(truth, scores, point.threshold) >= wanted
+        assert point.specificity.value == evaluate.specificity(truth, scores, point.threshold)
+        above = scores[scores > point.threshold].min()
+        assert evaluate.sensitivity(truth, scores, above) < wanted or not truth[scores == point.threshold].any()
+    at_95 = evaluate.specificity_at_sensitivity(truth, scores, 0.95)
+    assert points["sensitivity_95"].specificity.value == pytest.approx(at_95)
+    youden = points["balanced"].sensitivity.value + points["balanced"].specificity.value
+    sums = [evaluate.sensitivity(truth, scores, t) + evaluate.specificity(truth, scores, t) for t in scores]
+    assert youden == pytest.approx(max(sums))
+
+
+def test_the_temperature_that_was_put_in_comes_out() -> None:
+    rng = np.random.default_rng(2)
+    logits = rng.normal(size=(20_000, 9)) * 2
+    chances = evaluate.softmax(logits)
+    targets = np.array([rng.choice(9, p=row) for row in chances])
+    assert evaluate.fit_temperature(logits * 2.5, targets) == pytest.approx(2.5, rel=0.05)
+    assert evaluate.fit_temperature(logits * 0.4, targets) == pytest.approx(0.4, rel=0.05)
+
+
+def test_figures_without_a_meaning_are_nan() -> None:
+    scores = np.array([0.1, 0.9])
+    assert math.isnan(evaluate.roc_auc(np.array([True, True]), scores))
+    assert math.isnan(evaluate.sensitivity(np.array([False, False]), scores, 0.5))

@@ -1,0 +1,153 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dermserve.errors import StartupError
+from dermserve.labels import LEAVES
+from training import loop
+from training.config import Config
+from training.model import load_checkpoint
+from training.schedule import Progress
+
+VALUES: dict[str, Any] = {
+    "architecture": "test_efficientnet",
+    "pretrained": False,
+    "stages": [{"resolution": 32, "epochs": 2}, {"resolution": 48, "epochs": 1.5, "frozen_blocks": 1}],
+    "batch_size": 8,
+    "lr": 1e-3,
+    "ema_decay": 0.9,
+    "workers": 0,
+    "threads": 1,
+    "checkpoint_minutes": 0,
+    "wandb": "disabled",
+}
+METADATA = {"architecture": "test_efficientnet", "leaves": list(LEAVES), "input_size": 300}
+
+
+class Silent:
+    def step(self, progress: Progress, fraction: float, loss: float, rate: float) -> None: ...
+
+    def look(self, entry: dict[str, Any]) -> None: ...
+
+
+class Killed(Silent):
+    """Ends the process, as far as the trainer can tell, after a number of steps."""
+
+    def __init__(self, after: int) -> None:
+        self.after = after
+
+    def step(self, progress: Progress, fraction: float, loss: float, rate: float) -> None:
+        if progress.step > self.after:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture(scope="module")
+def images() -> loop.Images:
+    rng = np.random.default_rng(0)
+    targets = rng.integers(0, 9, 56)
+    pixels = rng.integers(0, 256, (56, 300, 300, 3), np.uint8)
+    return loop.Images(pixels, targets, np.full(40, 1 / 40), np.arange(40), np.arange(40, 56))
+
+
+def trainer(folder: Path, images: loop.Images, watcher: Silent | None = None, **changes: Any) -> loop.Trainer:
+    folder.mkdir(exist_ok=True)
+    config = Config.model_validate(VALUES | changes)
+    return loop.Trainer(config, images, folder, METADATA, watcher or Silent(), device=torch.device("cpu"))
+
+
+def state(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = torch.load(folder / loop.STATE, weights_only=True)
+    content["progress"].pop("seconds")
+    for entry in content["progress"]["history"]:
+        entry.pop("minutes")
+    return content
+
+
+def assert_equal(first: Any, second: Any, where: str = "") -> None:
+    if isinstance(first, torch.Tensor):
+        assert torch.equal(first, second), where
+    elif isinstance(first, dict):
+        assert first.keys() == second.keys(), where
+        for key in first:
+            assert_equal(first[key], second[key], f"{where}.{key}")
+    elif isinstance(first, list):
+        assert len(first) == len(second), where
+        for position, (a, b) in enumerate(zip(first, second, strict=True)):
+            assert_equal(a, b, f"{where}[{position}]")
+    else:
+        assert first == second, where
+
+
+@pytest.mark.parametrize("killed_after", [3, 12])  # within the first epoch, and within the second stage
+def test_a_run_killed_within_an_epoch_ends_bit_for_bit_like_an_uninterrupted_one(
+    tmp_path: Path, images: loop.Images, killed_after: int
+) -> None:
+    trainer(tmp_path / "whole", images).fit()
+    with pytest.raises(KeyboardInterrupt):
+        trainer(tmp_path / "killed", images, Killed(killed_after)).fit()
+    torch.rand(killed_after)  # a new process has another random state
+    resumed = trainer(tmp_path / "killed", images)
+    resumed.resume()
+    assert resumed.progress.step == killed_after
+    resumed.fit()
+    whole = state(tmp_path / "whole")
+    assert whole["progress"]["step"] == 18
+    assert len(whole["progress"]["history"]) == 4
+    assert_equal(whole, state(tmp_path / "killed"))
+
+
+def test_another_seed_ends_elsewhere(tmp_path: Path, images: loop.Images) -> None:
+    stages = [{"resolution": 32, "epochs": 0.4}]
+    for seed in (0, 1):
+        trainer(tmp_path / str(seed), images, stages=stages, seed=seed).fit()
+    first, second = (state(tmp_path / str(seed))["model"]["classifier.weight"] for seed in (0, 1))
+    assert not torch.equal(first, second)
+
+
+def test_a_checkpoint_of_other_images_or_settings_is_refused(tmp_path: Path, images: loop.Images) -> None:
+    trainer(tmp_path, images, stages=[{"resolution": 32, "epochs": 0.2}]).fit()
+    with pytest.raises(StartupError, match="another configuration"):
+        trainer(tmp_path, images, lr=1e-5).resume()
+    others = loop.Images(images.pixels, images.targets[::-1], images.weights, images.train, images.validation)
+    with pytest.raises(StartupError, match="other images"):
+        trainer(tmp_path, others, stages=[{"resolution": 32, "epochs": 0.2}]).resume()
+    with pytest.raises(StartupError, match=r"no last\.pt"):
+        trainer(tmp_path / "none", images).resume()
+
+
+def test_steps_that_are_not_finite_change_no_weight_and_then_end_the_run(
+    tmp_path: Path, images: loop.Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = torch.nn.functional.cross_entropy
+    monkeypatch.setattr(loop.functional, "cross_entropy", lambda *a, **k: real(*a, **k) * torch.nan)
+    broken = trainer(tmp_path, images, stages=[{"resolution": 32, "epochs": 30}])
+    before = {name: parameter.clone() for name, parameter in broken.model.named_parameters()}
+    with pytest.raises(StartupError, match="not finite 20 steps in a row"):
+        broken.fit()
+    assert broken.progress.skipped == 20
+    for name, parameter in broken.model.named_parameters():
+        assert torch.equal(parameter, before[name]), name
+
+
+def test_frozen_blocks_stay_while_the_rest_learns(tmp_path: Path, images: loop.Images) -> None:
+    frozen = trainer(tmp_path, images, stages=[{"resolution": 32, "epochs": 0.4, "frozen_blocks": 2}])
+    before = {name: parameter.clone() for name, parameter in frozen.model.named_parameters()}
+    frozen.fit()
+    changed = {name for name, parameter in frozen.model.named_parameters() if not torch.equal(parameter, before[name])}
+    assert "classifier.weight" in changed
+    assert any(name.startswith("blocks.2.") for name in changed)
+    assert not [name for name in changed if name.startswith(("conv_stem", "bn1", "blocks.0.", "blocks.1."))]
+
+
+def test_the_average_lags_behind_the_weights_and_best_is_the_average(tmp_path: Path, images: loop.Images) -> None:
+    run = trainer(tmp_path, images, stages=[{"resolution": 32, "epochs": 1}])
+    start = run.model.classifier.weight.detach().clone()
+    run.fit()
+    now, mean = run.model.classifier.weight.detach(), run.averaged.classifier.weight.detach()
+    assert 0 < (mean - start).norm() < (now - start).norm()
+    best, metadata = load_checkpoint(tmp_path / loop.BEST)
+    assert torch.equal(best.classifier.weight, mean)
+    assert metadata["validation"]["val_images"] == 16
