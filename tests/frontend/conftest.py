@@ -159,6 +159,10 @@ class Cluster:
             self.process.send_signal(3)  # SIGQUIT: immediate shutdown
             self.process.wait(timeout=30)
 
+    def remove(self) -> None:
+        self.stop()
+        shutil.rmtree(self.folder)
+
     def url(self, name: str = "postgres") -> str:
         return f"postgresql://postgres@/{name}?host={self.folder}"
 
@@ -185,8 +189,7 @@ def cluster() -> Iterator[Cluster]:
     cluster = Cluster()
     cluster.start()
     yield cluster
-    cluster.stop()
-    shutil.rmtree(cluster.folder)
+    cluster.remove()
 
 
 def make_card(folder: Path, **changes: Any) -> ModelCard:

@@ -28,7 +28,7 @@ def own_cluster() -> Iterator[Cluster]:
     cluster = Cluster()
     cluster.start()
     yield cluster
-    cluster.stop()
+    cluster.remove()
 
 
 def problem_code(response: httpx.Response) -> str:
