@@ -8,6 +8,7 @@ import errno
 import fcntl
 import logging
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -102,7 +103,16 @@ def _web(settings: Settings, environment: dict[str, str]) -> Child:
         "--timeout-graceful-shutdown=20",
         "--log-level=info",
     ]
-    return Child("the web server", command, settings.state_dir / "logs/web.log", environment, stop_timeout_s=25)
+    figures = settings.state_dir.resolve() / "prometheus"
+    if settings.workers > 1:  # the workers share their figures through files, so that /metrics speaks for all
+        environment["PROMETHEUS_MULTIPROC_DIR"] = str(figures)
+
+    async def clean() -> None:
+        await asyncio.to_thread(shutil.rmtree, figures, ignore_errors=True)
+        await asyncio.to_thread(figures.mkdir)
+
+    log_file = settings.state_dir / "logs/web.log"
+    return Child("the web server", command, log_file, environment, clean, stop_timeout_s=25)
 
 
 class _Until:

@@ -78,7 +78,8 @@ def export(run: Path, target: str, repository: Path, images: Path | None, count:
         )
         parity.require(found)
         bytes_ = onnx.stat().st_size
-        card = install(onnx, sha256, training_card, {"parity": found.as_dict(), "onnx_bytes": bytes_}, repository)
+        notes = {"parity": found.as_dict(), "cam_limit": found.cam_limit, "onnx_bytes": bytes_}
+        card = install(onnx, sha256, training_card, notes, repository)
     click.echo(f"{card.name} {card.version} ({sha256[:12]}, {bytes_ / 1e6:.1f} MB) is in {repository}")
     if target != "openvino":
         path = engine.build(repository, target)

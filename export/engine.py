@@ -36,7 +36,9 @@ def build(repository: Path, target: str) -> Path:
     try:
         builder = trt.Builder(logger)
     except Exception as error:  # TensorRT proper looks for a GPU here; RTX builds without one
-        raise StartupError("TensorRT finds no usable GPU; build the engine on the machine that will serve it.") from error
+        raise StartupError(
+            "TensorRT finds no usable GPU; build the engine on the machine that will serve it."
+        ) from error
     # Networks are always strongly typed from TensorRT 11 on; before, a flag asks for it. Precision stands in the ONNX file.
     typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     network = builder.create_network(0 if typed is None else 1 << int(typed))

@@ -22,7 +22,11 @@ _CHUNK = 8
 
 @dataclass(frozen=True)
 class Parity:
-    """Differences of the reported probabilities (0…1) between PyTorch and the exported file on the same images."""
+    """Differences of the reported probabilities (0…1) between PyTorch and the exported file on the same images.
+
+    `cam_limit` is no difference: the 99th percentile of the map's positive values on these images, in logits, where the
+    pages' fixed colour scale ends.
+    """
 
     images: int
     source: str
@@ -30,6 +34,7 @@ class Parity:
     mean: float
     largest_cam: float
     same_order: bool
+    cam_limit: float
 
     def as_dict(self) -> dict[str, float | int | str | bool]:
         return asdict(self)
@@ -60,6 +65,7 @@ def measure(model: ServedModel, onnx: Path, pixels: Sequence[NDArray[np.uint8]],
         mean=float(difference.mean()),
         largest_cam=float(np.abs(ours["cam"] - theirs["cam"]).max()),
         same_order=bool((steps >= -2 * difference.max()).all()),
+        cam_limit=float(np.percentile(np.maximum(theirs["cam"], 0), 99)),
     )
 
 
