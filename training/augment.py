@@ -50,23 +50,21 @@ def augmentation(strength: Strength, side: int) -> nn.Module:
     `light`: symmetries and a mild crop, for the `seed` preset. `full`: also zoom, aspect ratio, rotation, shear,
     colour, blur, re-compression. Crops keep at least 45 % of the area, so the lesion stays in view.
     """
-    antialias = InterpolationMode.BILINEAR
+    smooth = InterpolationMode.BILINEAR
     symmetries = [v2.RandomHorizontalFlip(), v2.RandomVerticalFlip(), RandomTranspose()]
     if strength == "none":
-        return v2.Resize((side, side), antialias, antialias=True)
+        return nn.Sequential(v2.Resize((side, side), smooth, antialias=True))
     if strength == "light":
-        crop = v2.RandomResizedCrop(side, (0.8, 1.0), (0.9, 1.1), antialias, antialias=True)
-        return v2.Compose([crop, *symmetries])
+        crop = v2.RandomResizedCrop(side, (0.8, 1.0), (0.9, 1.1), smooth, antialias=True)
+        return nn.Sequential(crop, *symmetries)
     # Blur in proportion to the side: the same softness whatever the working resolution.
     blur = v2.GaussianBlur(kernel_size=2 * max(1, round(side / 64)) + 1, sigma=(0.2, max(0.6, side / 100)))
-    return v2.Compose(
-        [
-            v2.RandomResizedCrop(side, (0.45, 1.0), (0.75, 4 / 3), antialias, antialias=True),
-            *symmetries,
-            v2.RandomApply([v2.RandomAffine(degrees=30, shear=8, interpolation=antialias)], 0.3),
-            v2.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2),
-            v2.RandomApply([v2.ColorJitter(hue=0.03)], 0.3),
-            v2.RandomApply([blur], 0.2),
-            v2.RandomApply([RandomJPEG((40, 95))], 0.3),
-        ]
+    return nn.Sequential(
+        v2.RandomResizedCrop(side, (0.45, 1.0), (0.75, 4 / 3), smooth, antialias=True),
+        *symmetries,
+        v2.RandomApply([v2.RandomAffine(degrees=30, shear=8, interpolation=smooth)], 0.3),
+        v2.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2),
+        v2.RandomApply([v2.ColorJitter(hue=0.03)], 0.3),
+        v2.RandomApply([blur], 0.2),
+        v2.RandomApply([RandomJPEG((40, 95))], 0.3),
     )

@@ -32,7 +32,7 @@ def seed_for(*numbers: int) -> int:
 
 def natural_weights(records: list[Record]) -> Weights:
     """Every image equally often: float64 [N], sum 1."""
-    return np.full(len(records), 1 / len(records))
+    return np.full(len(records), 1 / len(records), np.float64)
 
 
 def balanced_weights(records: list[Record], melanoma_share: float, leaf_exponent: float) -> Weights:
@@ -58,7 +58,7 @@ def balanced_weights(records: list[Record], melanoma_share: float, leaf_exponent
 
 def leaf_distribution(records: list[Record], weights: Weights) -> NDArray[np.float64]:
     """Share of each leaf among the draws, float64 [9]."""
-    return np.bincount([record.target for record in records], weights, minlength=len(LEAVES))
+    return np.bincount([record.target for record in records], weights, minlength=len(LEAVES)).astype(np.float64)
 
 
 class EpochSampler(Sampler[tuple[int, int, int]]):

@@ -104,13 +104,13 @@ def read_isic2019(ground_truth: Path) -> Dataset:
         StartupError: the metadata or an image is missing, or a row does not name exactly one class.
     """
     folder = ground_truth.parent
-    metadata = {}
+    metadata: dict[str, dict[str, str]] = {}
     for path in sorted(folder.rglob("*Metadata.csv")):
         metadata |= {row["image"]: row for row in _rows(path) if "image" in row}
     if not metadata:
         raise StartupError(f"{folder} holds no …Metadata.csv for {ground_truth.name}: lesions could not be grouped.")
-    images, records, unknown = _index(folder), [], 0
-    missing_image, missing_metadata = [], []
+    images, records, unknown = _index(folder), list[Record](), 0
+    missing_image, missing_metadata = list[str](), list[str]()
     for row in _rows(ground_truth):
         name = row["image"]
         classes = [code for code in (*ISIC_2019_CODES, "UNK") if float(row.get(code) or 0) > 0.5]
@@ -119,14 +119,14 @@ def read_isic2019(ground_truth: Path) -> Dataset:
         if classes == ["UNK"]:
             unknown += 1
             continue
-        path, about = _find(name, images), metadata.get(name)
-        if path is None:
+        image, about = _find(name, images), metadata.get(name)
+        if image is None:
             missing_image.append(name)
         elif about is None:
             missing_metadata.append(name)
         else:
             lesion = about.get("lesion_id") or None
-            records.append(Record(name, path, classes[0], "isic2019", _source_2019(name, lesion), lesion))
+            records.append(Record(name, image, classes[0], "isic2019", _source_2019(lesion), lesion))
     _refuse(missing_image, "have no image file", ground_truth)
     _refuse(missing_metadata, "have no row in the metadata", ground_truth)
     notes = [f"{ground_truth.name}: {unknown} images of the class UNK left out (no leaf)"] if unknown else []
@@ -157,13 +157,12 @@ def read_isic2020(table: Path) -> Dataset:
     return Dataset(records)
 
 
-def _source_2019(name: str, lesion: str | None) -> str:
+def _source_2019(lesion: str | None) -> str:
     """ISIC 2019 names no collection, but the lesion ids' prefixes do (HAM_…, BCN_…, MSK4…)."""
     if lesion and lesion.startswith("HAM"):
         return "HAM10000"
     if lesion and lesion.startswith("BCN"):
         return "BCN20000"
-    del name
     return "ISIC2017"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 from dermserve.model_card import Estimate, OperatingPoint
 
 Truth = NDArray[np.bool_]
-Scores = NDArray[np.floating]
+Scores = NDArray[np.floating[Any]]
 Metric = Callable[[Truth, Scores], float]
 
 
@@ -122,13 +123,14 @@ def at_threshold(
     }
 
 
-def softmax(logits: NDArray[np.floating], temperature: float = 1.0) -> NDArray[np.float64]:
+def softmax(logits: NDArray[np.floating[Any]], temperature: float = 1.0) -> NDArray[np.float64]:
     """Probabilities float64 [N, 9] of logits [N, 9] divided by `temperature`."""
     scaled = logits.astype(np.float64) / temperature
-    return np.exp(scaled - np.logaddexp.reduce(scaled, axis=1, keepdims=True))
+    chances: NDArray[np.float64] = np.exp(scaled - np.logaddexp.reduce(scaled, axis=1, keepdims=True))
+    return chances
 
 
-def fit_temperature(logits: NDArray[np.floating], targets: NDArray[np.int64]) -> float:
+def fit_temperature(logits: NDArray[np.floating[Any]], targets: NDArray[np.int64]) -> float:
     """The temperature (0.05…20) with the least cross-entropy on `logits` [N, 9] (Guo et al. 2017, one parameter)."""
     scaled = logits.astype(np.float64)
     rows = np.arange(len(targets))

@@ -28,7 +28,7 @@ from dermserve.labels import LEAVES
 from training import batches
 from training.augment import augmentation
 from training.config import Config, Stage, validated
-from training.evaluate import roc_auc
+from training.evaluate import roc_auc, softmax
 from training.inference import predict
 from training.model import create_model, normalise, save_checkpoint, write_atomically
 from training.pixels import Pixels, reduced
@@ -75,9 +75,13 @@ class Trainer:
         self.config, self.images, self.folder, self.metadata = config, images, folder, metadata
         self.watcher, self.device = watcher, device
         torch.manual_seed(batches.seed_for(config.seed, 0))
-        options = {"architecture": config.architecture, "drop_rate": config.drop_rate}
-        options |= {"drop_path_rate": config.drop_path_rate, "pretrained": config.pretrained}
-        self.model = create_model(**options, from_scratch_if_offline=config.from_scratch_if_offline).to(device)
+        self.model = create_model(
+            architecture=config.architecture,
+            pretrained=config.pretrained,
+            drop_rate=config.drop_rate,
+            drop_path_rate=config.drop_path_rate,
+            from_scratch_if_offline=config.from_scratch_if_offline,
+        ).to(device)
         self.averaged = create_model(architecture=config.architecture).to(device).eval()
         self.averaged.load_state_dict(self.model.state_dict())
         self.optimizer = torch.optim.AdamW(_parameter_groups(self.model, config.weight_decay), lr=config.lr, fused=True)
@@ -211,7 +215,7 @@ class Trainer:
         if self.config.validation_images:
             rows = np.random.default_rng(self.config.seed).permutation(rows)[: self.config.validation_images]
         logits = predict(self.averaged, self.images.pixels, rows, stage.resolution, self.device)
-        scores = np.exp(logits - np.logaddexp.reduce(logits, axis=1, keepdims=True))
+        scores = softmax(logits)
         targets = self.images.targets[rows]
         auc = roc_auc(targets == LEAVES.index("MEL"), scores[:, LEAVES.index("MEL")])
         picked = scores[np.arange(len(rows)), targets]

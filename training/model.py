@@ -70,7 +70,7 @@ def create_model(
     head = model.get_classifier()  # type: ignore[operator]
     nn.init.normal_(head.weight, std=0.01)
     nn.init.zeros_(head.bias)
-    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model.to(memory_format=torch.channels_last)
 
 
 def normalise(images: Tensor) -> Tensor:

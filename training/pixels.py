@@ -56,7 +56,9 @@ def reduced(pixels: Pixels, rows: NDArray[np.int64], side: int, *, show: ShowPro
 def _make(paths: list[Path], file: Path, workers: int | None, show: ShowProgress) -> None:
     partial = file.with_suffix(".partial.npy")
     shape = (len(paths), image.SIDE, image.SIDE, 3)
-    out = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
+    out: np.memmap[Any, np.dtype[np.uint8]] = np.lib.format.open_memmap(  # type: ignore[no-untyped-call]
+        partial, mode="w+", dtype=np.uint8, shape=shape
+    )
 
     def make(position: int) -> str | None:
         try:

@@ -108,9 +108,10 @@ def test_a_second_run_needs_resume_and_then_only_finishes(finished: Path, data: 
     assert "leave out --set" in refused.output
 
 
-def test_limit_takes_fewer_images_and_scores_no_test_set(data: Path, tmp_path: Path) -> None:
-    result = invoke(data, tmp_path / "limited", *TINY, "--limit", "24", "--epochs", "1")
+def test_limit_takes_fewer_images_and_wandb_records_offline(data: Path, tmp_path: Path) -> None:
+    result = invoke(data, tmp_path / "limited", *TINY, "--limit", "24", "--epochs", "1", "--set", "wandb=offline")
     assert result.exit_code == 0, result.output
+    assert list((tmp_path / "limited/wandb").glob("offline-run-*/*.wandb"))
     card = json.loads((tmp_path / "limited/card.json").read_text())
     assert card["training"]["images"]["train"] == 24
     assert "external-test" not in card["metrics"]
