@@ -1,9 +1,10 @@
 # Each target does all the set-up it needs; the environment is .venv/. See CONTRIBUTING.md.
 .PHONY: help serve test lint train export bench format requirements clean
 .DEFAULT_GOAL := help
-# Overridable: make train DATA=/data/isic RUN=runs/b3
+# Overridable, for example: make train DATA=/data/isic PRESET=quick; make export PRESET=quick
 DATA ?= ../shared/data
-RUN ?= runs/b3
+PRESET ?= recommended
+RUN ?= runs/$(PRESET)
 IMAGES ?=
 
 SOURCES := dermserve training export frontend benchmarks deploy tests model_repository
@@ -23,8 +24,8 @@ lint: .venv/.dev  ## Style, types and the import rules between rooms
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 
-train: .venv/.dev  ## Train on DATA into RUN
-	.venv/bin/dermserve train --data $(DATA) --out $(RUN)
+train: .venv/.dev  ## Train on DATA with PRESET into RUN
+	.venv/bin/dermserve train --data $(DATA) --preset $(PRESET) --out $(RUN)
 
 export: .venv/.dev  ## Put RUN's weights into model_repository/
 	.venv/bin/dermserve export $(RUN) $(if $(IMAGES),--images $(IMAGES))
