@@ -127,7 +127,7 @@ class _Until:
             for child in children:
                 if not child.running:
                     raise StartupError(
-                        f"{child.name} ended while starting. {child.log_file} ends with:\n{child.last_lines()}"
+                        f"{child.name} ended while starting. {child.log_file} says:\n{child.explanation()}"
                     )
             if time.monotonic() > self._deadline:
                 raise StartupError(f"Waited {_START_TIMEOUT_S:.0f} s for {what}; see {children[-1].log_file.parent}.")

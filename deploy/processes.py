@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import logging
 import os
+import re
 import signal
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -18,6 +19,7 @@ log = logging.getLogger("dermserve.serve")
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 10.0
 _STEADY_S = 60.0  # a child that lived this long starts over with the shortest pause
+_TELLING = re.compile(r"\b(error|fatal|fail(ed)?|exception|cannot|mismatch)\b", re.IGNORECASE)
 _LIBC = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG = 1
 
@@ -47,10 +49,13 @@ class Child:
     stop_timeout_s: float = 10.0
     restarts: int = 0
     _process: asyncio.subprocess.Process | None = field(default=None, repr=False)
+    _log_start: int = 0
 
     async def start(self) -> None:
         """Start the process; does not wait until it is ready."""
         await self.clean()
+        # An earlier run's errors are not this one's.
+        self._log_start = len(self.log_file.read_text(errors="replace").splitlines()) if self.log_file.exists() else 0
         with self.log_file.open("ab") as output:
             self._process = await asyncio.create_subprocess_exec(
                 *self.command,
@@ -105,10 +110,11 @@ class Child:
         await self._process.wait()
         await self.clean()
 
-    def last_lines(self, count: int = 15) -> str:
-        """The end of its log, for an error message."""
+    def explanation(self, count: int = 8) -> str:
+        """The lines of its log that say what went wrong, for an error message; else the last ones."""
         lines = self.log_file.read_text(errors="replace").splitlines() if self.log_file.exists() else []
-        return "\n".join(lines[-count:])
+        telling = [line for line in lines[self._log_start :] if _TELLING.search(line)]
+        return "\n".join((telling or lines)[-count:])
 
     def _end_group(self) -> None:
         # The session's leader may be gone while what it started (Triton's stubs, PostgreSQL's backends) lives on.

@@ -81,13 +81,14 @@ def test_it_is_started_again_after_its_death_without_leftovers(tmp_path: Path) -
     assert cleaned == 3, "before each start and after the stop"
 
 
-def test_the_end_of_the_log_can_be_shown(tmp_path: Path) -> None:
-    async def run() -> str:
-        child = Child(
-            "x", [sys.executable, "-c", "print('a'); raise SystemExit('no licence')"], tmp_path / "log", os.environ
-        )
-        await child.start()
-        assert await child.wait() == 1
-        return child.last_lines(1)
+def test_an_early_death_is_explained_by_this_runs_errors_alone(tmp_path: Path) -> None:
+    program = "print('INFO start'); print('ERROR no licence'); print('INFO bye'); raise SystemExit(3)"
+    (tmp_path / "log").write_text("ERROR of yesterday\n")
 
-    assert asyncio.run(run()) == "no licence"
+    async def run() -> str:
+        child = Child("x", [sys.executable, "-c", program], tmp_path / "log", os.environ)
+        await child.start()
+        assert await child.wait() == 3
+        return child.explanation()
+
+    assert asyncio.run(run()) == "ERROR no licence"
