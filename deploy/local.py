@@ -100,6 +100,7 @@ def _web(settings: Settings, environment: dict[str, str]) -> Child:
         f"--port={settings.port}",
         f"--workers={settings.workers}",
         "--no-server-header",
+        "--no-access-log",  # /metrics counts requests; a line for each would fill the disk
         "--timeout-graceful-shutdown=20",
         "--log-level=info",
     ]

@@ -19,6 +19,7 @@ log = logging.getLogger("dermserve.serve")
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 10.0
 _STEADY_S = 60.0  # a child that lived this long starts over with the shortest pause
+_LARGEST_LOG = 10_000_000  # bytes; looked at when a child starts
 _TELLING = re.compile(r"\b(error|fatal|fail(ed)?|exception|cannot|mismatch)\b", re.IGNORECASE)
 _LIBC = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG = 1
@@ -54,6 +55,8 @@ class Child:
     async def start(self) -> None:
         """Start the process; does not wait until it is ready."""
         await self.clean()
+        if self.log_file.exists() and self.log_file.stat().st_size > _LARGEST_LOG:
+            self.log_file.replace(self.log_file.with_suffix(".old.log"))
         # An earlier run's errors are not this one's.
         self._log_start = len(self.log_file.read_text(errors="replace").splitlines()) if self.log_file.exists() else 0
         with self.log_file.open("ab") as output:
