@@ -45,6 +45,8 @@ def install(
         card = ModelCard.model_validate(
             {
                 **training_card,
+                # Other weights never share a version: every stored result names what computed it.
+                "version": f"{training_card['version']}+{sha256[:8]}",
                 "weights_sha256": sha256,
                 "export": export,
                 "quality": {"measured": False, "note": "Always zeros in this version: image quality is not checked."},

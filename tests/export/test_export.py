@@ -85,6 +85,8 @@ def test_the_card_names_these_weights_and_the_parity_found(repository: Path) -> 
     card = ModelCard.read(repository)
     assert card.weights_sha256 == sha256(repository / ONNX_PATH)
     assert card.temperature == TEMPERATURE
+    assert card.version == f"0.0.0+{card.weights_sha256[:8]}", "the version changes with the weights"
+    assert card.export["cam_limit"] > 0
     assert card.export["parity"]["images"] == 3
     assert card.export["parity"]["largest"] < 1e-4
 
