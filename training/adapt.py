@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from dermserve.image import SIDE
@@ -45,17 +46,22 @@ def reestimate_batch_norm(
     return len(starts) * size
 
 
-@torch.no_grad()
-def correct_prior(model: nn.Module, records: list[Record], weights: batches.Weights) -> None:
-    """Undo the shift in the leaves' frequencies that balanced sampling taught: bias += log(natural / drawn).
+def prior_shift(records: list[Record], weights: batches.Weights) -> NDArray[np.float64]:
+    """How far balanced sampling moved the leaves' log-frequencies, float64 [9]: log(natural / drawn).
 
-    Bayes' rule for a classifier trained under other class priors (Saerens et al. 2002); folded into the last bias, so
-    the exported graph needs no extra step. Leaves that were never drawn keep their bias.
+    By Bayes' rule a classifier trained under other class priors is corrected by adding this to its calibrated
+    log-probabilities (Saerens et al. 2002). Leaves that were never drawn get 0.
     """
     natural = batches.leaf_distribution(records, batches.natural_weights(records))
     drawn = batches.leaf_distribution(records, weights)
     seen = (natural > 0) & (drawn > 0)
     shift = np.zeros(len(LEAVES))
     shift[seen] = np.log(natural[seen] / drawn[seen])
+    return shift
+
+
+@torch.no_grad()
+def add_to_bias(model: nn.Module, values: NDArray[np.float64]) -> None:
+    """Add `values` [9] to the last layer's bias, so that the exported graph needs no step of its own for them."""
     bias = model.get_classifier().bias  # type: ignore[operator]
-    bias += torch.tensor(shift, dtype=bias.dtype, device=bias.device)
+    bias += torch.tensor(values, dtype=bias.dtype, device=bias.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import Any, Final
 
@@ -94,8 +95,8 @@ def limits(config: Config, parts: Split, state: Progress, device: str) -> list[s
     if device == "cpu":
         found.append(
             f"Trained for only {sum(state.seconds) / 60:.0f} minutes on a CPU "
-            f"({state.images / max(1, len(parts.train)):.1f} passes over the training images, most of them at "
-            f"{config.stages[0].resolution} px): far from what the same network reaches on a GPU."
+            f"({state.images / max(1, len(parts.train)):.1f} passes over the training images, drawn at "
+            f"{', '.join(str(stage.resolution) for stage in config.stages)} px): far from what the same network reaches on a GPU."
         )
     if not config.pretrained:
         found.append("Started from random weights, without ImageNet pre-training, which costs accuracy.")
@@ -110,4 +111,6 @@ def _median_size(records: list[Record], sample: int = 200) -> list[int]:
 
 
 def _rounded(value: Any) -> Any:
-    return float(f"{value:.5g}") if isinstance(value, float) else value
+    if isinstance(value, float):
+        return float(f"{value:.5g}") if math.isfinite(value) else None  # JSON has no NaN
+    return value

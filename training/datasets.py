@@ -31,7 +31,7 @@ ISIC_2020_DIAGNOSES: Final = {
 }
 """The `diagnosis` strings of ISIC 2020. All but melanoma carry target 0; "unknown" is a benign lesion without a name."""
 
-_SUFFIX: Final = "_downsampled"
+REDUCED: Final = "_downsampled"
 _IMAGES: Final = {".jpg", ".jpeg", ".png", ".dcm"}
 _SHOWN: Final = 5
 
@@ -181,7 +181,7 @@ def _index(folder: Path) -> dict[str, list[Path]]:
 
 def _find(name: str, images: dict[str, list[Path]]) -> Path | None:
     """The image of an id; copies of ISIC 2019 circulate with and without the `_downsampled` of the official ids."""
-    other = name.removesuffix(_SUFFIX) if name.endswith(_SUFFIX) else name + _SUFFIX
+    other = name.removesuffix(REDUCED) if name.endswith(REDUCED) else name + REDUCED
     paths = images.get(name) or images.get(other) or []
     if len(paths) > 1:
         raise StartupError(f"The image {name} is ambiguous: {_few([str(path) for path in paths])}.")

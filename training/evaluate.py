@@ -130,13 +130,21 @@ def softmax(logits: NDArray[np.floating[Any]], temperature: float = 1.0) -> NDAr
     return chances
 
 
-def fit_temperature(logits: NDArray[np.floating[Any]], targets: NDArray[np.int64]) -> float:
-    """The temperature (0.05…20) with the least cross-entropy on `logits` [N, 9] (Guo et al. 2017, one parameter)."""
+def fit_temperature(
+    logits: NDArray[np.floating[Any]], targets: NDArray[np.int64], shift: NDArray[np.float64] | float = 0.0
+) -> float:
+    """The T (0.05…20) for which softmax(logits/T + shift) has the least cross-entropy (Guo et al. 2017, one parameter).
+
+    Args:
+        logits: [N, 9].
+        targets: leaf indices [N].
+        shift: added after the division, for each leaf: `adapt.prior_shift`.
+    """
     scaled = logits.astype(np.float64)
     rows = np.arange(len(targets))
 
     def loss(log_temperature: float) -> float:
-        z = scaled / math.exp(log_temperature)
+        z = scaled / math.exp(log_temperature) + shift
         return float((np.logaddexp.reduce(z, axis=1) - z[rows, targets]).mean())
 
     # Convex in 1/T, hence with a single minimum in log T: a golden-section search cannot miss it.

@@ -20,7 +20,7 @@ from dermserve.image import SIDE, preprocessing_hash
 from dermserve.labels import LEAVES
 from dermserve.model_card import Estimate
 from training import batches, card
-from training.adapt import correct_prior, reestimate_batch_norm
+from training.adapt import add_to_bias, prior_shift, reestimate_batch_norm
 from training.config import Config
 from training.evaluate import fit_temperature, measure, operating_points, softmax
 from training.inference import predict
@@ -61,10 +61,13 @@ class Finisher:
         model, metadata = load_checkpoint(self.folder / BEST)
         model.to(self.device)
         adapted = reestimate_batch_norm(model, self.images, self.config, self.device, self.show)
-        correct_prior(model, self.parts.train, self.images.weights)
         logits = self._logits(model, self.images.pixels, self.images.validation)
         targets = self.images.targets[self.images.validation]
-        temperature = fit_temperature(logits, targets)
+        shift = prior_shift(self.parts.train, self.images.weights)
+        temperature = fit_temperature(logits, targets, shift)
+        # softmax(z/T + shift) = softmax((z + T·shift)/T): the graph divides by T last.
+        add_to_bias(model, temperature * shift)
+        logits = logits + temperature * shift
         truth, scores = targets == MELANOMA, softmax(logits, temperature)[:, MELANOMA]
         if truth.all() or not truth.any():
             raise StartupError("Thresholds need validation images with and without melanoma; use more images.")
@@ -72,7 +75,10 @@ class Finisher:
         points = operating_points(truth, scores, groups, "val", bootstrap=self.config.bootstrap)
         metrics = self._validation_metrics(truth, scores, groups)
         for test in self.tests:
-            metrics[test.name] = self._test_metrics(model, temperature, test)
+            if (
+                len(set(test.labels.melanoma.values())) == 2
+            ):  # an AUC needs both; such a set is no reason to lose the run
+                metrics[test.name] = self._test_metrics(model, temperature, test)
         found = {"preprocessing": preprocessing_hash(), "temperature": temperature}
         content = {
             "name": "melanoma",

@@ -141,7 +141,8 @@ class Trainer:
             for batch, targets in self._batches(stage, pixels):
                 loss = self._step(batch, targets, stage)
                 progress.batch += 1
-                progress.loss_sum, progress.loss_steps = progress.loss_sum + loss, progress.loss_steps + 1
+                if math.isfinite(loss):  # a skipped step counts for the guard, not for the curve
+                    progress.loss_sum, progress.loss_steps = progress.loss_sum + loss, progress.loss_steps + 1
                 progress.seconds[index] = before + time.monotonic() - started
                 self.watcher.step(
                     progress, self.schedule.fraction(progress), loss, self.optimizer.param_groups[0]["lr"]

@@ -125,9 +125,9 @@ def _parts(request: Request, config: Config, say: Callable[[str], None]) -> tupl
     given = request.split or _given(request.data)
     parts = splits.split(found, given=given, seed=config.seed)
     tests = truth.find_test_sets(request.data)
-    seen = {record.name for record in found.records}
+    seen = {record.name.removesuffix(datasets.REDUCED) for record in found.records}
     for test in tests:
-        shared = seen.intersection(test.labels.melanoma)
+        shared = seen.intersection(name.removesuffix(datasets.REDUCED) for name in test.labels.melanoma)
         if shared:
             raise StartupError(f"{len(shared)} images of the test set {test.name} are labelled for training, too.")
     if request.limit is not None and request.limit < len(parts.train):

@@ -78,3 +78,15 @@ def test_figures_without_a_meaning_are_nan() -> None:
     scores = np.array([0.1, 0.9])
     assert math.isnan(evaluate.roc_auc(np.array([True, True]), scores))
     assert math.isnan(evaluate.sensitivity(np.array([False, False]), scores, 0.5))
+
+
+def test_the_temperature_is_found_where_balanced_sampling_moved_the_prior() -> None:
+    """Scores 2× too sharp, learnt under another prior: T is 2 with the shift after the division, and not without."""
+    rng = np.random.default_rng(0)
+    drawn, natural = np.array([0.5, 0.25, 0.25]), np.array([0.1, 0.8, 0.1])
+    targets = rng.choice(3, 40_000, p=natural)
+    features = rng.normal(np.eye(3)[targets] * 1.5, 1.0)
+    honest = features * 1.5 + np.log(drawn)  # log-posterior under the drawn prior, up to a constant
+    shift = np.log(natural / drawn)
+    assert evaluate.fit_temperature(2 * honest, targets, shift) == pytest.approx(2, rel=0.03)
+    assert abs(evaluate.fit_temperature(2 * honest + shift, targets) - 2) > 0.06

@@ -158,7 +158,7 @@ def test_the_prior_of_balanced_sampling_is_taken_back() -> None:
     weights = batches.balanced_weights(records, melanoma_share=0.5, leaf_exponent=0.0)  # 50 %, 25 %, 25 %
     model = create_model(architecture="test_efficientnet").eval()
     before = model.classifier.bias.detach().clone()
-    adapt.correct_prior(model, records, weights)
+    adapt.add_to_bias(model, adapt.prior_shift(records, weights))
     odds = (model.classifier.bias.detach() - before).exp()
     # A lesion that looked 50 : 25 : 25 under the drawn prior is 10 : 80 : 10 under the natural one.
     assert (0.5 * odds[0], 0.25 * odds[1], 0.25 * odds[5]) == pytest.approx((0.1, 0.8, 0.1), rel=1e-5)
