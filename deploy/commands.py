@@ -20,17 +20,10 @@ def serve() -> None:
     import asyncio
     import logging
 
-    from pydantic import ValidationError
-
     logging.getLogger("alembic").setLevel(logging.WARNING)  # it reports its own set-up, step by step
     from deploy.local import serve as run
-    from dermserve.errors import StartupError
     from dermserve.settings import Settings
 
-    try:
-        settings = Settings()
-    except ValidationError as error:
-        faults = "; ".join(f"DERMSERVE_{str(fault['loc'][0]).upper()}: {fault['msg']}" for fault in error.errors())
-        raise StartupError(faults) from error
+    settings = Settings()
     click.echo("Starting PostgreSQL, Triton and the web server …", err=True)
     asyncio.run(run(settings, lambda address: click.echo(f"dermserve is ready at {address} (Ctrl-C stops it)")))

@@ -144,9 +144,11 @@ async def _answers(call: Callable[[str], Awaitable[None]], url: str) -> bool:
 
 
 def _ready(settings: Settings) -> bool:
-    host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104  a comparison
+    host = "127.0.0.1" if settings.host == "0.0.0.0" else settings.host  # noqa: S104  a comparison
     try:
-        with urllib.request.urlopen(f"http://{host}:{settings.port}/readyz", timeout=5) as answer:
+        # Without proxies: an http_proxy of the environment is not for our own address.
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(f"http://{host}:{settings.port}/readyz", timeout=5) as answer:
             return bool(answer.status == 200)
     except (urllib.error.URLError, OSError):
         return False

@@ -30,8 +30,8 @@ _UNPRIVILEGED = ("postgres", "nobody")
 class Postgres:
     """Where the cluster lives and how to reach it; `prepare` makes it on the first start.
 
-    PostgreSQL refuses to run as root. Started by root, it runs as an ordinary account that keeps one capability, to
-    read: the checkout may lie below a folder (/root) that only root may enter.
+    PostgreSQL refuses to run as root. Started by root, it runs as an ordinary account that keeps one capability where
+    root has it, to read: the checkout may lie below a folder (/root) that only root may enter.
     """
 
     def __init__(self, settings: Settings, environment: Mapping[str, str]) -> None:
@@ -62,6 +62,8 @@ class Postgres:
         password.unlink(missing_ok=True)
         password.touch(0o600)
         password.write_text(secrets.token_urlsafe(32))
+        if self._account:
+            shutil.chown(password, self._account)
         # Made beside its place and moved there whole: a start that is cut off leaves no half cluster behind.
         unfinished = self._data.with_name("postgres.unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -83,6 +85,7 @@ class Postgres:
             text=True,
             check=False,
             cwd="/",
+            start_new_session=True,  # Ctrl-C at the terminal is for us to answer
         )
         if made.returncode != 0:
             raise StartupError(f"PostgreSQL's initdb failed:\n{made.stderr.strip()}")
@@ -101,13 +104,23 @@ class Postgres:
         ]
 
         async def clean() -> None:
-            """A server that was killed leaves its socket; it would find a foreign lock file and refuse to start."""
-            for name in (f".s.PGSQL.{_PORT}", f".s.PGSQL.{_PORT}.lock"):
-                (self.sockets / name).unlink(missing_ok=True)
+            """Remove what a killed server left: the process id in its lock files may be another program's by now."""
+            if self._alive():
+                return
+            for path in (self._data / "postmaster.pid", *self.sockets.glob(".s.PGSQL.*")):
+                path.unlink(missing_ok=True)
 
         return Child(
             "PostgreSQL", command, self._log, self._environment, clean, stop_signal=signal.SIGINT, stop_timeout_s=30
         )
+
+    def _alive(self) -> bool:
+        """Whether the process that the cluster's lock file names is this PostgreSQL."""
+        try:
+            pid = (self._data / "postmaster.pid").read_text().split()[0]
+            return Path(f"/proc/{pid}/exe").resolve() == (self._programs / "postgres").resolve()
+        except (OSError, IndexError):
+            return False
 
     def _socket_folder(self) -> Path:
         folder = self._state / "sockets"
@@ -125,13 +138,14 @@ class Postgres:
     def _as_account(self) -> Sequence[str]:
         if self._account is None:
             return ()
+        reading = _reading()
         return (
             "setpriv",
             f"--reuid={self._account}",
             f"--regid={pwd.getpwnam(self._account).pw_gid}",
             "--clear-groups",
-            "--inh-caps=-all,+dac_read_search",
-            "--ambient-caps=-all,+dac_read_search",
+            f"--inh-caps=-all{reading}",
+            f"--ambient-caps=-all{reading}",
             "--no-new-privs",
             # Changing the account cleared what `Child` had set.
             "--pdeathsig=INT",
@@ -148,6 +162,17 @@ def _account() -> str | None:
         if name in known and shutil.which("setpriv"):
             return name
     raise StartupError(f"PostgreSQL does not run as {getpass.getuser()}: start dermserve as an ordinary user.")
+
+
+def _reading() -> str:
+    """The capability to pass on, as setpriv writes it: one that lets read everywhere, out of those that we hold."""
+    status = Path("/proc/self/status").read_text()
+    held = int(status.partition("CapPrm:")[2].split()[0], 16)
+    # Bits of linux/capability.h; a container's root often lacks the first.
+    for bit, name in ((2, "dac_read_search"), (1, "dac_override")):
+        if held >> bit & 1:
+            return f",+{name}"
+    return ""
 
 
 def _wheel() -> Path:

@@ -25,11 +25,6 @@ _LIBC = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG = 1
 
 
-def _die_with_parent() -> None:
-    # Without this, a supervisor killed with SIGKILL would leave its children behind, holding ports and memory.
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
 async def _nothing() -> None:
     return
 
@@ -67,7 +62,8 @@ class Child:
                 stderr=output,
                 env=dict(self.environment),
                 start_new_session=True,
-                preexec_fn=_die_with_parent,
+                # A supervisor killed with SIGKILL would else leave its children behind, holding ports and memory.
+                preexec_fn=lambda: _LIBC.prctl(_PR_SET_PDEATHSIG, self.stop_signal),
             )
         log.debug("%s: started, pid %d", self.name, self._process.pid)
 
@@ -96,7 +92,10 @@ class Child:
             await asyncio.sleep(pause)
             pause = min(pause * 2, _LONGEST_PAUSE_S)
             self.restarts += 1
-            await self.start()
+            try:
+                await self.start()
+            except OSError as error:  # no memory or no disk, perhaps for a moment: the next round tries again
+                log.error("%s cannot be started: %s", self.name, error)
 
     async def stop(self) -> None:
         """Ask it to end, wait, then kill what is left of its session."""
@@ -120,7 +119,7 @@ class Child:
         return "\n".join((telling or lines)[-count:])
 
     def _end_group(self) -> None:
-        # The session's leader may be gone while what it started (Triton's stubs, PostgreSQL's backends) lives on.
+        # The session's leader may be gone while what it started (Triton's stubs) lives on.
         assert self._process is not None
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)

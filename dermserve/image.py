@@ -208,7 +208,8 @@ def preprocessing_hash() -> str:
     """SHA-256 (hex) of what `prepare` makes of two fixed probe images.
 
     It pins behaviour, not source text: a comment may change, a different decoder or resize may not. The probes pass
-    through every step that shapes pixels: JPEG decoding, EXIF orientation, PNG, frame crop, reduction and resize.
+    through JPEG and PNG decoding, EXIF orientation, frame crop, reduction and resize; colour profiles and DICOM, which
+    training images do not have, are left to the tests.
     """
     digest = hashlib.sha256()
     for name in ("probe.jpg", "probe.png"):
@@ -247,6 +248,7 @@ def _png_dimensions(data: bytes) -> tuple[int, int]:
 
 def _decode_jpeg(data: bytes) -> Pixels:
     with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:  # lazy: reads the markers, not the pixels
+        _require_size(image, _jpeg_dimensions(data))
         if image.mode == "CMYK":  # also YCCK; libjpeg cannot turn these into RGB
             return _upright(image)
         profile, orientation = image.info.get("icc_profile"), _orientation(image)
@@ -259,7 +261,14 @@ def _decode_jpeg(data: bytes) -> Pixels:
 
 def _decode_png(data: bytes) -> Pixels:
     with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+        _require_size(image, _png_dimensions(data))
         return _upright(image)
+
+
+def _require_size(image: Image.Image, checked: tuple[int, int]) -> None:
+    """A file may hold a second header; what is decoded must be what was checked."""
+    if image.size != checked:
+        raise ImageUndecodable("The header contradicts itself.")
 
 
 def _upright(image: Image.Image) -> Pixels:

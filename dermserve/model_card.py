@@ -49,7 +49,7 @@ class Measured(_Part):
 
 
 class ModelCard(_Part):
-    """One trained model. `metrics` maps a data set to a metric's name to its estimate; see `docs/model-card.md`."""
+    """One trained model. `metrics` maps a data set to a metric's name to its estimate; the page /about shows them."""
 
     name: str
     version: str
@@ -88,7 +88,9 @@ class ModelCard(_Part):
         """Write the card into a model repository; returns its path."""
         path = repository / CARD_PATH
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(self.model_dump_json(indent=2) + "\n")
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text(self.model_dump_json(indent=2) + "\n")
+        partial.replace(path)
         return path
 
     def operating_point(self, name: str) -> OperatingPoint:

@@ -1,4 +1,4 @@
-"""The finished export moves into the model repository: weights and card together, or neither."""
+"""The finished export moves into the model repository: each file whole; a pair that does not match is never served."""
 
 from __future__ import annotations
 

@@ -210,3 +210,11 @@ def test_real_images_are_all_accepted(shared_data) -> None:
     assert len(files) == 80
     for file in files:
         assert image.prepare(file.read_bytes()).pixels.std() > 5, file
+
+
+def test_a_second_png_header_cannot_smuggle_more_pixels_past_the_check() -> None:
+    small, bomb = encode(corners(100, 100), "PNG"), png_bomb(9000)
+    smuggled = small[:33] + bomb[8:33] + small[33:]  # the signature and one IHDR, then another IHDR
+    assert image.inspect(smuggled).width == 100
+    with pytest.raises(ImageUndecodable):
+        image.prepare(smuggled)

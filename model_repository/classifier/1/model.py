@@ -5,7 +5,8 @@ from pathlib import Path
 import openvino
 import triton_python_backend_utils as pb_utils
 
-from dermserve.model_card import ONNX_PATH
+from dermserve.errors import StartupError
+from dermserve.model_card import ONNX_PATH, ModelCard, sha256
 
 
 class TritonPythonModel:
@@ -14,6 +15,9 @@ class TritonPythonModel:
     def initialize(self, args):
         """Compile the model. One thread each and no pinning: instances share the cores with decoding."""
         folder = Path(args["model_repository"]) / args["model_version"]
+        card = ModelCard.read(Path(args["model_repository"]).parent)
+        if sha256(folder / ONNX_PATH.name) != card.weights_sha256:
+            raise StartupError("The weights are not those of the model card: run `dermserve export` again.")
         core = openvino.Core()
         compiled = core.compile_model(
             core.read_model(folder / ONNX_PATH.name),
