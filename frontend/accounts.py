@@ -30,7 +30,7 @@ PASSWORD_MIN: Final = 12
 """Characters. Long rather than intricate: NIST SP 800-63B §3.1.1 asks for length and against composition rules."""
 PASSWORD_MAX: Final = 128
 NAME_MAX: Final = 80
-SERVICE: Final = "service"
+SERVICE: Final = "service:"
 """The account that owns keys made without a user; not an address, so nobody can register or log in as it."""
 
 _KEY_PREFIX: Final = "derm_"
@@ -140,9 +140,7 @@ class Accounts:
         Raises:
             RequestInvalid: no name, one that is too long, or too many keys.
         """
-        name = " ".join(name.split())
-        if not 0 < len(name) <= NAME_MAX or not name.isprintable():
-            raise RequestInvalid(f"Please give the key a name of at most {NAME_MAX} characters.")
+        name = _key_name(name)
         if sum(key.revoked_at is None for key in await self.keys(owner)) >= _MAX_KEYS:
             raise RequestInvalid(f"There are {_MAX_KEYS} keys already; revoke one first.")
         key = _KEY_PREFIX + secrets.token_urlsafe(32)
@@ -203,11 +201,25 @@ class Accounts:
             raise NotFound(f"There is no user {email}.")
         return _caller(user)
 
-    async def service(self) -> Caller:
-        """The service account, created on first use."""
+    async def service(self, name: str) -> Caller:
+        """The service account `name`, which cannot log in; created on first use.
+
+        One for each gateway: two that shared an account would read, delete and collide with each other's results.
+
+        Raises:
+            RequestInvalid: no usable name.
+        """
+        email = SERVICE + normal_email(_key_name(name))
         async with self._database.transaction() as session:
-            await session.execute(insert(User).values(email=SERVICE).on_conflict_do_nothing())
-        return await self.by_email(SERVICE)
+            await session.execute(insert(User).values(email=email).on_conflict_do_nothing())
+        return await self.by_email(email)
+
+
+def _key_name(name: str) -> str:
+    name = " ".join(name.split())
+    if not 0 < len(name) <= NAME_MAX or not name.isprintable():
+        raise RequestInvalid(f"Please give the key a name of at most {NAME_MAX} characters.")
+    return name
 
 
 def normal_email(email: str) -> str:

@@ -38,9 +38,12 @@ def create_user(email: str, is_admin: bool, password: str) -> None:
 
 @admin.command("create-api-key")
 @click.option("--name", required=True, help="What the key is for, for example 'gateway'.")
-@click.option("--user", "--owner", "email", help="E-mail of the owner; default: a service account without a login.")
+@click.option("--user", "--owner", "email", help="E-mail of the owner; default: a service account of the key's name.")
 def create_api_key(name: str, email: str | None) -> None:
     """Create an API key and print it as the last word; it is not shown again.
+
+    Without --user it belongs to a service account of its own name, which cannot log in: keys of one name share their
+    results (to replace a key), keys of different names do not see each other's.
 
     \b
     Example:
@@ -48,7 +51,7 @@ def create_api_key(name: str, email: str | None) -> None:
     """
 
     async def create(accounts: Accounts) -> str:
-        owner = await (accounts.by_email(email) if email else accounts.service())
+        owner = await (accounts.by_email(email) if email else accounts.service(name))
         return f"API key '{name}' of {owner.email}, shown only now: {await accounts.create_key(owner.user_id, name)}"
 
     click.echo(_run(create))

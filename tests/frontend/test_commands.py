@@ -42,8 +42,24 @@ def test_key_of_the_service_account(server: Server, state: Path) -> None:
     assert keys[0] != keys[1]
     assert [status_with(key, server) for key in keys] == [200, 200]
     visitor = Browser(server.url)
-    visitor.email = "service"
+    visitor.email = "service:gateway"
     assert visitor.log_in().status_code == 401
+
+
+def test_keys_of_one_name_share_their_results_and_others_do_not(server: Server, state: Path, jpegs: list[bytes]) -> None:
+    old, new, stranger = (
+        run("create-api-key", "--name", name).split()[-1] for name in ("Gateway 1", "gateway 1", "gateway 2")
+    )
+
+    def send(key: str) -> httpx.Response:
+        headers = {"Authorization": f"Bearer {key}", "Content-Type": "image/jpeg", "Idempotency-Key": "1"}
+        return httpx.post(f"{server.url}/v1/predictions", content=jpegs[0], headers=headers)
+
+    first = send(old)
+    assert (first.status_code, send(new).status_code, send(stranger).status_code) == (201, 200, 201)
+    one = f"{server.url}/v1/predictions/{first.json()['id']}"
+    assert httpx.get(one, headers={"Authorization": f"Bearer {new}"}).status_code == 200
+    assert httpx.get(one, headers={"Authorization": f"Bearer {stranger}"}).status_code == 404
 
 
 def test_user_and_key_of_a_user(server: Server, state: Path) -> None:
