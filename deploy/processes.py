@@ -43,7 +43,6 @@ class Child:
     clean: Callable[[], Awaitable[None]] = _nothing
     stop_signal: signal.Signals = signal.SIGTERM
     stop_timeout_s: float = 10.0
-    restarts: int = 0
     _process: asyncio.subprocess.Process | None = field(default=None, repr=False)
     _log_start: int = 0
 
@@ -91,7 +90,6 @@ class Child:
             )
             await asyncio.sleep(pause)
             pause = min(pause * 2, _LONGEST_PAUSE_S)
-            self.restarts += 1
             try:
                 await self.start()
             except OSError as error:  # no memory or no disk, perhaps for a moment: the next round tries again

@@ -1,5 +1,5 @@
 #!/bin/sh
-# setup.sh serve|dev: make .venv/ hold exactly what requirements/NAME.txt pins, plus this checkout itself.
+# setup.sh serve|dev: make .venv/ hold what requirements/NAME.txt pins, plus this checkout itself.
 # setup.sh system:    the operating system packages that the tests use; installed only when run as root.
 # Called by the Makefile. Needs Python 3.11 or 3.12; fetches uv with pip if it is missing.
 set -eu

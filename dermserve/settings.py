@@ -56,7 +56,3 @@ class Settings(BaseSettings):
     @property
     def embedded_triton(self) -> bool:
         return self.triton_url is None
-
-    @property
-    def embedded_database(self) -> bool:
-        return self.database_url is None

@@ -56,8 +56,11 @@ class ServedModel(nn.Module):
 
 def export_onnx(model: ServedModel, path: Path) -> str:
     """Write the graph with a dynamic batch to one file and return its SHA-256 (hex)."""
+    import logging
+
     import onnx
 
+    logging.getLogger("onnx_ir").setLevel(logging.WARNING)  # it reports every constant that it merges
     model.eval()
     example = torch.randint(0, 256, (2, SIDE, SIDE, 3), dtype=torch.uint8)
     program = torch.onnx.export(
