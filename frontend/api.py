@@ -111,7 +111,7 @@ async def create(
     """
     if idempotency_key is not None and not _KEY.fullmatch(idempotency_key):
         raise RequestInvalid("An Idempotency-Key has 1 to 255 printable ASCII characters.")
-    async with services.intake.receive(request) as upload:
+    async with services.intake.receive(request, machine=caller.machine) as upload:
         prediction, created = await services.predictions.analyse(
             caller, upload.data, key=idempotency_key, filename=upload.filename
         )

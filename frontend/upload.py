@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import parse_qsl, unquote
 
-from python_multipart.exceptions import MultipartParseError
+from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
@@ -33,6 +33,9 @@ RAW_TYPES: Final = ("image/jpeg", "image/png", "application/dicom")
 _UNNAMED_TYPES: Final = ("", "application/octet-stream")  # the sender says nothing; the bytes will
 _MULTIPART: Final = "multipart/form-data"
 _MULTIPART_EXTRA: Final = 64 * 1024  # boundaries, part headers and small fields around the one image
+_PARTS_MAX: Final = 20
+_MULTIPART_COPIES: Final = 2  # the body, and the image cut out of it
+_MACHINE_SHARE: Final = 0.75  # of the intake; the rest is for people alone
 _FORM_MAX: Final = 64 * 1024
 _BODY_S: Final = 120.0
 _FILENAME_MAX: Final = 120
@@ -47,7 +50,10 @@ class Upload:
 
 
 class Intake:
-    """Bounds the image bytes that this process holds at once; past the bound a sender is told to come back."""
+    """Bounds the image bytes that this process holds at once; past the bound a sender is told to come back.
+
+    Machines are told so at three quarters of it, so that a gateway emptying its backlog never shuts people out.
+    """
 
     def __init__(self, *, max_bytes: int = 256 * 1024 * 1024, max_requests: int = 256) -> None:
         self._max_bytes = max_bytes
@@ -56,25 +62,30 @@ class Intake:
         self._requests = 0
 
     @asynccontextmanager
-    async def receive(self, request: Request) -> AsyncIterator[Upload]:
+    async def receive(self, request: Request, *, machine: bool) -> AsyncIterator[Upload]:
         """Read the image of a request; its bytes count as held until the block is left.
+
+        `machine`: the request came with an API key.
 
         Raises:
             Overloaded: too much is held already.
             ImageTooLarge, ImageEmpty, UnsupportedImageType, RequestInvalid, RequestTimeout: the request is refused.
         """
-        if self._requests >= self._max_requests:
+        share = _MACHINE_SHARE if machine else 1.0
+        if self._requests >= share * self._max_requests:
             raise Overloaded(retry_after=1)
         self._requests += 1
-        held = _Held(self)
+        held = _Held(self, share)
         try:
-            yield await _read_image(request, held)
+            upload = await _read_image(request, held)
+            held.reduce_to(len(upload.data))
+            yield upload
         finally:
             self._requests -= 1
-            held.release()
+            held.reduce_to(0)
 
-    def take(self, size: int) -> None:
-        if self._bytes + size > self._max_bytes:
+    def take(self, size: int, share: float) -> None:
+        if self._bytes + size > share * self._max_bytes:
             raise Overloaded(retry_after=1)
         self._bytes += size
 
@@ -83,25 +94,29 @@ class Intake:
 
 
 class _Held:
-    """What one request holds of the intake."""
+    """What one request holds of the intake, of which it may fill no more than `share`."""
 
-    def __init__(self, intake: Intake) -> None:
+    def __init__(self, intake: Intake, share: float) -> None:
         self._intake = intake
+        self._share = share
         self._size = 0
 
     def add(self, size: int) -> None:
-        self._intake.take(size)
+        self._intake.take(size, self._share)
         self._size += size
 
-    def release(self) -> None:
-        self._intake.give_back(self._size)
+    def reduce_to(self, size: int) -> None:
+        self._intake.give_back(self._size - size)
+        self._size = size
 
 
 async def _read_image(request: Request, held: _Held) -> Upload:
     content_type = request.headers.get("content-type", "")
     media_type = content_type.partition(";")[0].strip().lower()
     if media_type == _MULTIPART:
-        upload = _parse_multipart(content_type, await _read(request, image.MAX_BYTES + _MULTIPART_EXTRA, held))
+        limit = image.MAX_BYTES + _MULTIPART_EXTRA
+        body = _read(request, limit, held, copies=_MULTIPART_COPIES)
+        upload = await asyncio.to_thread(_parse_multipart, content_type, await body)
     elif media_type in RAW_TYPES or media_type in _UNNAMED_TYPES:
         name = request.headers.get(FILENAME_HEADER)
         data = await _read(request, image.MAX_BYTES, held)
@@ -115,8 +130,8 @@ async def _read_image(request: Request, held: _Held) -> Upload:
     return upload
 
 
-async def _read(request: Request, limit: int, held: _Held | None = None) -> bytes:
-    """The whole body; checks the announced length first and counts what really comes.
+async def _read(request: Request, limit: int, held: _Held | None = None, copies: int = 1) -> bytes:
+    """The whole body; checks the announced length first and counts what really comes, `copies` times as held.
 
     After a refusal uvicorn reads on and drops the rest, so that a sender in mid-body still sees the answer.
     """
@@ -132,7 +147,7 @@ async def _read(request: Request, limit: int, held: _Held | None = None) -> byte
                 if size > limit:
                     raise _too_large(limit)
                 if held is not None:
-                    held.add(len(chunk))
+                    held.add(copies * len(chunk))
                 chunks.append(chunk)
     except TimeoutError as error:
         raise RequestTimeout(f"The body did not arrive within {_BODY_S:.0f} seconds.") from error
@@ -149,7 +164,7 @@ class _Parts:
     """Collects the one file of a multipart body out of the parser's callbacks; every other part is skipped."""
 
     def __init__(self) -> None:
-        self.file: bytearray | None = None
+        self.file: bytes | None = None
         self.filename: str | None = None
         self.complete = False
         self._field = b""
@@ -177,7 +192,7 @@ class _Parts:
             return
         if self.file is not None:
             raise RequestInvalid("Send one image per request, in one part named 'file'.")
-        self.file, self._keep = bytearray(), True
+        self.file, self._keep = b"", True
         self.filename = display_name(options.get(b"filename", b"").decode("utf-8", "replace"))
 
     def on_part_data(self, data: bytes, start: int, end: int) -> None:
@@ -190,10 +205,14 @@ class _Parts:
 
 def _parse_multipart(content_type: str, body: bytes) -> Upload:
     _, options = parse_options_header(content_type)
+    boundary = options.get(b"boundary", b"")
+    # The parser takes microseconds at every place that looks like a boundary, and a body has room for millions.
+    if body.count(b"\r\n--" + boundary) > _PARTS_MAX:
+        raise RequestInvalid(f"A multipart body may have at most {_PARTS_MAX} parts.")
     parts = _Parts()
     try:
         parser = MultipartParser(
-            options.get(b"boundary", b""),
+            boundary,
             {
                 "on_part_begin": parts.on_part_begin,
                 "on_part_data": parts.on_part_data,
@@ -206,13 +225,13 @@ def _parse_multipart(content_type: str, body: bytes) -> Upload:
         )
         parser.write(body)
         parser.finalize()
-    except MultipartParseError as error:
+    except FormParserError as error:
         raise RequestInvalid("The multipart body is not valid.") from error
     if not parts.complete:
         raise RequestInvalid("The multipart body is not complete.")
     if parts.file is None:
         raise RequestInvalid("The multipart body has no part named 'file'.")
-    return Upload(bytes(parts.file), parts.filename)
+    return Upload(parts.file, parts.filename)
 
 
 async def read_form(request: Request) -> dict[str, str]:

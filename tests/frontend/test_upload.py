@@ -6,6 +6,7 @@ import io
 import socket
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -16,9 +17,21 @@ from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from dermserve import sample
 from frontend import upload
+from frontend.upload import Upload
+from tests.frontend.browsing import Browser
 from tests.frontend.conftest import Server, new_key
 
 JPEG = {"Content-Type": "image/jpeg"}
+
+
+FORM = {"Content-Type": "multipart/form-data; boundary=edge"}
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def dicom() -> bytes:
@@ -78,6 +91,93 @@ def test_too_many_requests_at_once(
     monkeypatch.setattr(server.services().intake, "_max_requests", 0)
     response = api.post("/v1/predictions", content=jpegs[0], headers=JPEG)
     assert (response.status_code, response.json()["code"]) == (503, "overloaded")
+
+
+@pytest.mark.parametrize("bound", ["requests", "bytes"])
+def test_people_get_in_while_machines_fill_their_share(
+    api: httpx.Client, server: Server, jpegs: list[bytes], monkeypatch: pytest.MonkeyPatch, bound: str
+) -> None:
+    person = Browser(server.url)
+    person.register()
+    intake = server.services().intake
+    if bound == "requests":
+        monkeypatch.setattr(intake, "_max_requests", 4)
+    else:
+        monkeypatch.setattr(intake, "_max_bytes", sum(map(len, jpegs[:3])) * 4 // 3 + 1)
+    server.stand_in.delay_s = 2
+
+    def send(data: bytes) -> httpx.Response:
+        return api.post("/v1/predictions", content=data, headers=JPEG)
+
+    with ThreadPoolExecutor(3) as pool:
+        machines = [pool.submit(send, data) for data in jpegs[:3]]
+        until(lambda: len(server.stand_in.calls) == 3)
+        refused = send(jpegs[3])
+        assert (refused.status_code, refused.json()["code"]) == (503, "overloaded")
+        assert person.upload(min(jpegs, key=len)).status_code == 201
+    assert [machine.result().status_code for machine in machines] == [201] * 3
+    assert (intake._bytes, intake._requests) == (0, 0)
+
+
+def test_form_counts_twice_until_it_is_taken_apart(
+    api: httpx.Client, server: Server, jpegs: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    intake = server.services().intake
+    form = {"file": ("mole.jpg", jpegs[0], "image/jpeg")}
+    with monkeypatch.context() as patch:
+        patch.setattr(intake, "_max_bytes", 2 * len(jpegs[0]))  # of which a machine may fill 1.5
+        assert api.post("/v1/predictions", files=form).status_code == 503
+        assert api.post("/v1/predictions", content=jpegs[0], headers=JPEG).status_code == 201
+    server.stand_in.delay_s = 1
+    form["file"] = ("mole.jpg", jpegs[1], "image/jpeg")
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(api.post, "/v1/predictions", files=form)
+        until(lambda: len(server.stand_in.calls) == 2)
+        assert intake._bytes == len(jpegs[1])
+    assert answer.result().status_code == 201
+    assert (intake._bytes, intake._requests) == (0, 0)
+
+
+@pytest.mark.parametrize("filling", [b"\r\n--edge\r\n\r\n", b"\r\n--edge?"], ids=["parts", "near boundaries"])
+def test_many_tiny_parts_are_refused_at_once(api: httpx.Client, jpegs: list[bytes], filling: bytes) -> None:
+    file = b'--edge\r\nContent-Disposition: form-data; name="file"\r\n\r\n' + jpegs[0]
+    body = file + filling * (8 * 1024 * 1024 // len(filling)) + b"\r\n--edge--\r\n"
+    start = time.monotonic()
+    response = api.post("/v1/predictions", content=body, headers=FORM)
+    assert time.monotonic() - start < 1
+    assert (response.status_code, response.json()["code"]) == (422, "request_invalid")
+    assert "at most 20 parts" in response.json()["detail"]
+
+
+def test_as_many_parts_as_allowed(api: httpx.Client, jpegs: list[bytes]) -> None:
+    fields = [(f"field{n}", (None, b"x")) for n in range(19)]
+    response = api.post("/v1/predictions", files=[*fields, ("file", ("mole.jpg", jpegs[0], "image/jpeg"))])
+    assert response.status_code == 201, response.text
+
+
+def test_overlong_boundary(api: httpx.Client) -> None:
+    headers = {"Content-Type": "multipart/form-data; boundary=" + "x" * 300}
+    response = api.post("/v1/predictions", content=b"x", headers=headers)
+    assert (response.status_code, response.json()["code"]) == (422, "request_invalid")
+
+
+def test_others_are_served_while_a_form_is_taken_apart(
+    api: httpx.Client, server: Server, jpegs: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parse, parsing, go_on = upload._parse_multipart, threading.Event(), threading.Event()
+
+    def slow(content_type: str, body: bytes) -> Upload:
+        parsing.set()
+        go_on.wait(5)
+        return parse(content_type, body)
+
+    monkeypatch.setattr(upload, "_parse_multipart", slow)
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(api.post, "/v1/predictions", files={"file": ("mole.jpg", jpegs[0], "image/jpeg")})
+        assert parsing.wait(5)
+        assert httpx.get(f"{server.url}/healthz", timeout=2).status_code == 200
+        go_on.set()
+    assert answer.result().status_code == 201
 
 
 def test_slow_sender(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
