@@ -60,7 +60,8 @@ def export_onnx(model: ServedModel, path: Path) -> str:
 
     import onnx
 
-    logging.getLogger("onnx_ir").setLevel(logging.WARNING)  # it reports every constant that it merges
+    for name in ("onnx_ir", "onnxscript"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # they report every constant that they merge
     model.eval()
     example = torch.randint(0, 256, (2, SIDE, SIDE, 3), dtype=torch.uint8)
     program = torch.onnx.export(

@@ -65,7 +65,7 @@ def measure(model: ServedModel, onnx: Path, pixels: Sequence[NDArray[np.uint8]],
         mean=float(difference.mean()),
         largest_cam=float(np.abs(ours["cam"] - theirs["cam"]).max()),
         same_order=bool((steps >= -2 * difference.max()).all()),
-        cam_limit=float(np.percentile(np.maximum(theirs["cam"], 0), 99)),
+        cam_limit=float(f"{np.percentile(np.maximum(theirs['cam'], 0), 99):.2g}"),
     )
 
 

@@ -49,10 +49,10 @@ def install(
                 "version": f"{training_card['version']}+{sha256[:8]}",
                 "weights_sha256": sha256,
                 "export": export,
-                "quality": {"measured": False, "note": "Always zeros in this version: image quality is not checked."},
+                "quality": {"measured": False, "note": "the output is always zeros in this version."},
                 "ood": {
                     "measured": False,
-                    "note": "Always zero in this version: unfamiliar images are not recognised.",
+                    "note": "the output is always zero in this version.",
                 },
             }
         )

@@ -41,6 +41,17 @@ def point_name(name: str) -> str:
     return f"{match[2]}\u00a0% {match[1]}" if match else name.replace("_", " ")
 
 
+def data_name(name: str) -> str:
+    """`val/HAM10000` as “validation, HAM10000”; any other name as it is."""
+    return re.sub(r"^val\b", "validation", name).replace("/", ", ")
+
+
+def measure_name(name: str) -> str:
+    """`roc_auc` as “ROC-AUC”, `specificity_at_95_sensitivity` as “specificity at 95 % sensitivity”."""
+    words = name.replace("roc_auc", "ROC-AUC").replace("_", " ")
+    return re.sub(r"\b(\d+) (?=sensitivity|specificity)", "\\1\u00a0% ", words)
+
+
 def when(moment: datetime) -> str:
     """A point in time in UTC, so that a printed page reads the same everywhere."""
     moment = moment.astimezone(UTC)
@@ -53,7 +64,14 @@ def code(text: str) -> Markup:
     return Markup().join(Markup("<code>%s</code>") % part if odd % 2 else part for odd, part in enumerate(parts))
 
 
-_environment.filters |= {"percent": percent, "point_name": point_name, "when": when, "code": code}
+_environment.filters |= {
+    "percent": percent,
+    "point_name": point_name,
+    "data_name": data_name,
+    "measure_name": measure_name,
+    "when": when,
+    "code": code,
+}
 _environment.globals |= {"app_version": __version__}
 
 

@@ -72,7 +72,7 @@ class Finisher:
         if truth.all() or not truth.any():
             raise StartupError("Thresholds need validation images with and without melanoma; use more images.")
         groups = [self.parts.groups[record.name] for record in self.parts.validation]
-        points = operating_points(truth, scores, groups, "val", bootstrap=self.config.bootstrap)
+        points = operating_points(truth, scores, groups, "the validation images", bootstrap=self.config.bootstrap)
         metrics = self._validation_metrics(truth, scores, groups)
         for test in self.tests:
             if (

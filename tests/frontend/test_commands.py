@@ -46,7 +46,9 @@ def test_key_of_the_service_account(server: Server, state: Path) -> None:
     assert visitor.log_in().status_code == 401
 
 
-def test_keys_of_one_name_share_their_results_and_others_do_not(server: Server, state: Path, jpegs: list[bytes]) -> None:
+def test_keys_of_one_name_share_their_results_and_others_do_not(
+    server: Server, state: Path, jpegs: list[bytes]
+) -> None:
     old, new, stranger = (
         run("create-api-key", "--name", name).split()[-1] for name in ("Gateway 1", "gateway 1", "gateway 2")
     )
