@@ -70,8 +70,31 @@ def main() -> None:
         extra = _EXTRAS.get(missing)
         if extra is None:
             raise
-        click.echo(f"dermserve: this command needs the extra '{extra}': pip install 'dermserve[{extra}]'", err=True)
+        click.echo(
+            f"dermserve: this command needs {missing}: run deploy/setup.sh dev, or install the extra '{extra}'",
+            err=True,
+        )
         sys.exit(1)
+    except ValueError as error:
+        faults = _bad_settings(error)
+        if faults is None:
+            raise
+        click.echo(f"dermserve: {faults}", err=True)
+        sys.exit(1)
+
+
+def _bad_settings(error: ValueError) -> str | None:
+    """The variables at fault and why, without their values, which may hold a password; None for any other error."""
+    from pydantic import ValidationError
+
+    from dermserve.settings import Settings
+
+    if not isinstance(error, ValidationError) or error.title != Settings.__name__:
+        return None
+    prefix = Settings.model_config["env_prefix"]
+    return "; ".join(
+        ": ".join([*(f"{prefix}{name}".upper() for name in fault["loc"][:1]), fault["msg"]]) for fault in error.errors()
+    )
 
 
 _EXTRAS = {
@@ -79,7 +102,7 @@ _EXTRAS = {
     "timm": "training",
     "torchvision": "training",
     "wandb": "training",
-    "sklearn": "training",
     "onnx": "training",
     "locust": "bench",
+    "matplotlib": "bench",
 }

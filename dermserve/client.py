@@ -1,13 +1,15 @@
 """Client of the model `melanoma` on one or several Triton servers, for threads and for asyncio.
 
 One channel a server, a deadline for every call, and retries only where they are safe and useful: inference has no side
-effect, so a call that met a dead or restarting server is sent again, to the next one in turn, after a jittered pause.
+effect, so a call that met a dead, hung or restarting server is sent again, to the next one in turn, where all have been
+tried after a jittered pause. What every server would refuse alike is sent once.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
@@ -18,7 +20,7 @@ import tritonclient.grpc.aio as triton_aio
 from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
-from dermserve.errors import DermserveError, InferenceUnavailable, Overloaded, from_wire
+from dermserve.errors import DermserveError, InferenceUnavailable, Overloaded, RequestInvalid, from_wire
 
 MODEL: Final = "melanoma"
 OUTPUT_SHAPES: Final[Mapping[str, tuple[int, ...]]] = {
@@ -43,7 +45,12 @@ _CHANNEL: Final = [
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
     ("grpc.keepalive_time_ms", 30_000),
+    # With http_proxy in the environment, gRPC would send patients' images, unencrypted, to that proxy.
+    ("grpc.enable_http_proxy", 0),
 ]
+# What passes by itself: a server that is down, stops or still loads. Python stubs that died are found by their message.
+_PASSING: Final = ("UNAVAILABLE", "NOT_FOUND", "CANCELLED")
+_BATCH_LIMIT: Final = re.compile(r"batch-size must be <= (\d+)")
 
 Outputs = dict[str, NDArray[np.float32]]
 
@@ -67,10 +74,10 @@ class TritonClient:
         """See `AsyncTritonClient.infer`."""
         request = _request(images, outputs, bulk)
         self._turn += 1
-        attempt = _Attempts(len(self._servers), self._turn, self._timeout_s)
+        attempt = _Attempts(len(self._servers), self._turn, self._timeout_s, len(images))
         for server in attempt:
             try:
-                answer = self._servers[server].infer(client_timeout=attempt.remaining_s, **request)
+                answer = self._servers[server].infer(client_timeout=attempt.deadline_s, **request)
             except InferenceServerException as error:
                 time.sleep(attempt.pause_after(error))
             else:
@@ -120,15 +127,16 @@ class AsyncTritonClient:
 
         Raises:
             ImageError: an image is refused; the detail names its index when N > 1.
-            Overloaded: the server's queue is full, or the request waited too long in it.
-            InferenceUnavailable: no server answered in time.
+            RequestInvalid: Triton refuses the request itself, such as more images than its largest batch.
+            Overloaded: the server's queue is full, or no server answered before the deadline.
+            InferenceUnavailable: no server is up, or it failed on this request.
         """
         request = _request(images, outputs, bulk)
         self._turn += 1
-        attempt = _Attempts(len(self._servers), self._turn, self._timeout_s)
+        attempt = _Attempts(len(self._servers), self._turn, self._timeout_s, len(images))
         for server in attempt:
             try:
-                answer = await self._servers[server].infer(client_timeout=attempt.remaining_s, **request)
+                answer = await self._servers[server].infer(client_timeout=attempt.deadline_s, **request)
             except InferenceServerException as error:
                 await asyncio.sleep(attempt.pause_after(error))
             else:
@@ -170,17 +178,20 @@ class AsyncTritonClient:
 class _Attempts:
     """Which server to try next, and when to give up: the part of the retry loop that both clients share."""
 
-    def __init__(self, servers: int, turn: int, timeout_s: float) -> None:
+    def __init__(self, servers: int, turn: int, timeout_s: float, images: int = 1) -> None:
         self._servers = servers
         self._turn = turn
         self._start = time.monotonic()
         self._timeout_s = timeout_s
+        self._images = images
         self._pause_s = _FIRST_PAUSE_S
         self._tried = 0
         self.failure: DermserveError = InferenceUnavailable()
 
     def __iter__(self) -> Iterator[int]:
-        while self._tried == 0 or self._elapsed_s < min(_RETRY_FOR_S, self._timeout_s):
+        while self._tried < self._servers or self._elapsed_s < _RETRY_FOR_S:
+            if self._tried and self._remaining_s <= 0:
+                return
             yield (self._turn + self._tried) % self._servers
             self._tried += 1
 
@@ -189,20 +200,31 @@ class _Attempts:
         return time.monotonic() - self._start
 
     @property
-    def remaining_s(self) -> float:
-        """Seconds until the deadline, for this attempt."""
-        return max(0.001, self._timeout_s - self._elapsed_s)
+    def _remaining_s(self) -> float:
+        return self._timeout_s - self._elapsed_s
+
+    @property
+    def _untried(self) -> bool:
+        """Whether a server is left that this call has not been sent to."""
+        return self._tried + 1 < self._servers
+
+    @property
+    def deadline_s(self) -> float:
+        """Seconds for this attempt: half of what remains while another server could answer if this one hangs."""
+        return max(0.001, self._remaining_s / 2 if self._untried else self._remaining_s)
 
     def pause_after(self, error: InferenceServerException) -> float:
         """Note the failure; returns the seconds to wait before the next attempt, or raises when none would help."""
-        self.failure = _translate(error)
-        if not isinstance(self.failure, InferenceUnavailable) or self.remaining_s <= 0.001:
+        self.failure = _translate(error, self._images)
+        hung = _is_deadline(error) and self._untried
+        down = isinstance(self.failure, InferenceUnavailable) and _is_passing(error)
+        if not (hung or down) or self._remaining_s <= 0:
             raise self.failure from error
-        if self._tried + 1 < self._servers:
+        if self._untried:
             return 0.0  # the next server may well be alive
         pause = random.uniform(0.5, 1.0) * self._pause_s  # noqa: S311  jitter, not a secret
         self._pause_s = min(2 * self._pause_s, 1.0)
-        return pause
+        return min(pause, self._remaining_s)
 
 
 def _request(images: Sequence[bytes], outputs: Sequence[str], bulk: bool) -> dict[str, Any]:
@@ -229,13 +251,33 @@ def _read(answer: triton.InferResult, count: int, outputs: Sequence[str]) -> Out
     return read
 
 
-def _translate(error: InferenceServerException) -> DermserveError:
+def _translate(error: InferenceServerException, images: int = 1) -> DermserveError:
     message = error.message() or ""
     known = from_wire(message)
     if known is not None:
-        return known[0]
+        refused, index = known
+        return refused if index is None or images == 1 else type(refused)(f"image {index}: {refused.detail}")
     if "maximum queue size" in message or "timeout expired" in message:
         return Overloaded()
-    if "DEADLINE_EXCEEDED" in str(error.status()):
+    if _is_deadline(error):
         return Overloaded("The model server did not answer in time; please try again shortly.")
-    return InferenceUnavailable()
+    if _is_passing(error):
+        return InferenceUnavailable()
+    if "INVALID_ARGUMENT" in str(error.status()):
+        limit = _BATCH_LIMIT.search(message)
+        return RequestInvalid(
+            f"At most {limit[1]} images go into one request." if limit else "The model server refuses such a request."
+        )
+    return InferenceUnavailable("The model server failed on this request.")
+
+
+def _is_deadline(error: InferenceServerException) -> bool:
+    return "DEADLINE_EXCEEDED" in str(error.status())
+
+
+def _is_passing(error: InferenceServerException) -> bool:
+    """Whether the same request may succeed soon; a model that is unknown or not ready may still be loading."""
+    status, message = str(error.status()), (error.message() or "").lower()
+    if "INTERNAL" in status:
+        return "stub process" in message
+    return status.removeprefix("StatusCode.") in _PASSING or "unknown model" in message or "is not ready" in message

@@ -71,6 +71,13 @@ class ImageUndecodable(ImageError):
     title = "The image is damaged and cannot be decoded"
 
 
+class UnreadableFile(ImageError):
+    """The file system gives no bytes for this name; the file may be well, and no server was asked."""
+
+    code = "image_unreadable"
+    title = "The file cannot be read"
+
+
 class RequestInvalid(DermserveError):
     code = "request_invalid"
     title = "The request is not valid"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import csv
 import io
+import os
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
@@ -16,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dermserve.client import AsyncTritonClient
-from dermserve.errors import ImageError, ImageTooLarge, InferenceUnavailable, Overloaded, RequestInvalid
+from dermserve.errors import ImageError, ImageTooLarge, InferenceUnavailable, Overloaded, RequestInvalid, UnreadableFile
 from dermserve.image import MAX_BYTES
 from dermserve.labels import CSV_HEADER
 from dermserve.settings import Settings
@@ -24,10 +26,13 @@ from dermserve.settings import Settings
 SUFFIXES = (".jpg", ".jpeg", ".png", ".dcm")
 ERRORS_HEADER = ("filename", "code", "detail")
 _BUSY_PAUSE_S = 1.0
+_GIVE_UP_AFTER_S = 300.0  # a busy server answers something in that time; one that hangs never will
+
+Outcome = Sequence[float] | ImageError  # the four probabilities, or why there are none
 
 
 class Input(NamedTuple):
-    """`name` is what the CSV says: the path below the folder that was given, or the file's own name."""
+    """`name` is what the CSV says: the path below the folder that was given, or the file's own name, as UTF-8."""
 
     name: str
     path: Path
@@ -44,6 +49,7 @@ def predict(paths: tuple[Path, ...], output: Path, url: str | None, concurrency:
 
     Images that are refused go to a second file, *.errors.csv, and make the exit status 1.
     Rows are written as they come; after an interruption, the same command with --resume continues.
+    Without --resume, the first row replaces what an earlier run left.
 
     \b
     Examples:
@@ -53,29 +59,29 @@ def predict(paths: tuple[Path, ...], output: Path, url: str | None, concurrency:
     """
     urls = _addresses(url) if url else Settings().triton_urls
     inputs = find_inputs(paths)
-    results = _Table(output, CSV_HEADER, resume)
-    errors = _Table(errors_path(output), ERRORS_HEADER, resume)
-    done = results.names | errors.names
+    written = _Output(output, resume)
+    done = written.results.names | written.errors.names
     todo = [item for item in inputs if item.name not in done]
     if resume:
         click.echo(f"{len(inputs) - len(todo)} of {len(inputs)} images are done already.", err=True)
     start = time.monotonic()
     try:
-        asyncio.run(_run(todo, urls, concurrency, results, errors))
+        asyncio.run(_run(todo, urls, concurrency, written))
     except InferenceUnavailable as error:
-        raise InferenceUnavailable(
-            f"No Triton answers at {', '.join(urls)}: start `dermserve serve`, or give --url. "
-            f"{results.count} rows are in {output}; continue with --resume."
-        ) from error
+        missing = f"No Triton answers at {', '.join(urls)}: start `dermserve serve`, or give --url."
+        reason = missing if error.detail == error.title else error.detail
+        raise InferenceUnavailable(f"{reason} {written.left()}") from error
+    except OSError as error:  # of the two tables: an image that cannot be read is a row
+        raise RequestInvalid(f"{_text(output)} cannot be written: {error.strerror}. {written.left()}") from error
     finally:
-        results.close()
-        errors.close()
-    elapsed = time.monotonic() - start
+        written.close()
+    elapsed, refused = time.monotonic() - start, written.errors
     click.echo(
         f"{len(todo)} images in {elapsed:.1f} s: {len(todo) / max(elapsed, 1e-9):.1f} images/s; "
-        f"{results.count} rows in {output}" + (f", {errors.count} refused, see {errors.path}" if errors.count else "")
+        f"{len(written.results.names)} rows in {_text(output)}"
+        + (f", {len(refused.names)} refused, see {_text(refused.path)}" if refused.names else "")
     )
-    if errors.count:
+    if refused.names:
         raise click.exceptions.Exit(1)
 
 
@@ -93,12 +99,12 @@ def find_inputs(paths: Sequence[Path]) -> list[Input]:
     found: list[Input] = []
     for path in paths:
         if path.is_dir():
-            files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+            files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and _is_file(file))
             if not files:
                 raise RequestInvalid(f"{path} holds no image ({', '.join(SUFFIXES)}).")
-            found += [Input(file.relative_to(path).as_posix(), file) for file in files]
+            found += [Input(_text(file.relative_to(path)), file) for file in files]
         else:
-            found.append(Input(path.name, path))
+            found.append(Input(_text(path.name), path))
     seen: dict[str, Path] = {}
     for item in found:
         if item.name in seen:
@@ -110,6 +116,18 @@ def find_inputs(paths: Sequence[Path]) -> list[Input]:
     return found
 
 
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:
+        return True  # reading it says why not
+
+
+def _text(path: Path | str) -> str:
+    """A path may hold any byte but zero; what is no UTF-8 is written as \\xff, so that every name can be written."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
 def _addresses(url: str) -> tuple[str, ...]:
     parts = tuple(part.strip() for part in url.split(",") if part.strip())
     if not parts or any("/" in part or ":" not in part for part in parts):
@@ -117,124 +135,165 @@ def _addresses(url: str) -> tuple[str, ...]:
     return parts
 
 
-async def _run(inputs: Sequence[Input], urls: Sequence[str], concurrency: int, results: _Table, errors: _Table) -> None:
+async def _run(inputs: Sequence[Input], urls: Sequence[str], concurrency: int, written: _Output) -> None:
     client = AsyncTritonClient(urls)
-    columns = (
-        TextColumn("Scoring"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]:.1f} images/s"),
-        TimeRemainingColumn(),
-    )
+    rate = TextColumn("{task.fields[rate]:.1f} images/s")
+    columns = (TextColumn("Scoring"), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn())
     try:
         with Progress(*columns, console=Console(stderr=True)) as progress:
             task, start = progress.add_task("", total=len(inputs), rate=0.0), time.monotonic()
             async for item, outcome in _in_order(client, inputs, concurrency):
-                if isinstance(outcome, ImageError):
-                    errors.write((item.name, outcome.code, outcome.detail))
-                else:
-                    results.write((item.name, *(f"{value:.6f}" for value in outcome)))
+                written.add(item.name, outcome)
                 finished = progress.tasks[0].completed + 1
                 progress.update(task, advance=1, rate=finished / (time.monotonic() - start))
+        written.begin()
     finally:
         await client.close()
 
 
 async def _in_order(
     client: AsyncTritonClient, inputs: Sequence[Input], concurrency: int
-) -> AsyncIterator[tuple[Input, Sequence[float] | ImageError]]:
+) -> AsyncIterator[tuple[Input, Outcome]]:
     """Keep `concurrency` images in flight and yield the outcomes in the order of the inputs."""
-    slots = asyncio.Semaphore(concurrency)
+    slots, patience = asyncio.Semaphore(concurrency), _Patience()
     # Twice as many started as may run: a slow image at the head does not leave a slot empty behind it.
-    started: deque[tuple[Input, asyncio.Task[Sequence[float] | ImageError]]] = deque()
-    waiting = iter(inputs)
+    started, waiting = deque[tuple[Input, asyncio.Task[Outcome]]](), iter(inputs)
     try:
         while True:
             while len(started) < 2 * concurrency and (item := next(waiting, None)) is not None:
-                started.append((item, asyncio.create_task(_score(client, item, slots))))
+                started.append((item, asyncio.create_task(_score(client, item.path, slots, patience))))
             if not started:
                 return
             item, task = started[0]
-            outcome = await task
+            yield item, await task
             started.popleft()
-            yield item, outcome
     finally:
         for _, task in started:
             task.cancel()
         await asyncio.gather(*(task for _, task in started), return_exceptions=True)
 
 
-async def _score(client: AsyncTritonClient, item: Input, slots: asyncio.Semaphore) -> Sequence[float] | ImageError:
+class _Patience:
+    """Since when all calls have failed; one answer, to whichever image, starts it anew."""
+
+    since: float | None = None
+
+    def failed(self) -> None:
+        """Raises InferenceUnavailable when it has lasted too long."""
+        self.since = self.since or time.monotonic()
+        if time.monotonic() - self.since >= _GIVE_UP_AFTER_S:
+            raise InferenceUnavailable(f"Triton has answered no request for {_GIVE_UP_AFTER_S / 60:.0f} minutes.")
+
+
+async def _score(client: AsyncTritonClient, path: Path, slots: asyncio.Semaphore, patience: _Patience) -> Outcome:
     async with slots:
         try:
-            data = await asyncio.to_thread(_read, item.path)
-            while True:
-                try:
-                    answer = await client.infer([data], ["probabilities"], bulk=True)
-                except Overloaded:
-                    await asyncio.sleep(_BUSY_PAUSE_S)
-                else:
-                    return [float(value) for value in answer["probabilities"][0]]
+            data = await asyncio.to_thread(_read, path)
         except ImageError as error:
             return error
+        while True:
+            try:
+                answer = await client.infer([data], ["probabilities"], bulk=True)
+            except Overloaded:
+                patience.failed()
+                await asyncio.sleep(_BUSY_PAUSE_S)
+                continue
+            except ImageError as error:
+                patience.since = None
+                return error
+            patience.since = None
+            return [float(value) for value in answer["probabilities"][0]]
 
 
 def _read(path: Path) -> bytes:
-    if path.stat().st_size > MAX_BYTES:
-        raise ImageTooLarge(f"The file is {path.stat().st_size:,} bytes; at most {MAX_BYTES:,} are accepted.")
-    return path.read_bytes()
+    try:
+        if (size := path.stat().st_size) > MAX_BYTES:
+            raise ImageTooLarge(f"The file is {size:,} bytes; at most {MAX_BYTES:,} are accepted.")
+        return path.read_bytes()
+    except OSError as error:
+        raise UnreadableFile(f"The file cannot be read: {error.strerror}.") from error
+
+
+class _Output:
+    """The results and, beside them, the refusals: two tables that belong together.
+
+    What an earlier run left stays whole until `begin`, which the first result calls: a server that answers nothing
+    must not cost anybody their results. RequestInvalid where a table cannot stand, or is not one of this command's.
+    """
+
+    def __init__(self, path: Path, resume: bool) -> None:
+        if not path.parent.is_dir():
+            raise RequestInvalid(f"{_text(path)} cannot be written: there is no folder {_text(path.parent)}.")
+        self.results = _Table(path, CSV_HEADER, resume)
+        self.errors = _Table(errors_path(path), ERRORS_HEADER, resume)
+        self._waiting: list[tuple[str, ...]] = []  # refusals, while to write them would cost an earlier run's tables
+        self._replaces = not resume and (path.exists() or self.errors.path.exists())
+        self._begun = False
+
+    def add(self, name: str, outcome: Outcome) -> None:
+        """Write the row of one image."""
+        if isinstance(outcome, ImageError):
+            self._waiting.append((name, outcome.code, outcome.detail))
+            if self._begun or not self._replaces:
+                self.begin()
+        else:
+            self.begin()
+            self.results.write((name, *(f"{value:.6f}" for value in outcome)))
+
+    def begin(self) -> None:
+        """Open both tables, once, and write the refusals that waited for it."""
+        if not self._begun:
+            self.results.open()
+            self.errors.open() if self.errors.names else self.errors.path.unlink(missing_ok=True)
+            self._begun = True
+        while self._waiting:
+            self.errors.write(self._waiting.pop(0))
+
+    def left(self) -> str:
+        """What a run that fails leaves, for its last line."""
+        if not self.results.names | self.errors.names:
+            return "Nothing was written."
+        return f"{len(self.results.names)} rows are in {_text(self.results.path)}; continue with --resume."
+
+    def close(self) -> None:
+        self.results.close()
+        self.errors.close()
 
 
 class _Table:
-    """A CSV file that grows row by row; each row reaches the operating system before the next image is scored.
-
-    Made on the first row where nothing is there to keep, so that a run without errors leaves no errors file.
-    """
+    """A CSV file that grows row by row; each row reaches the operating system before the next image is scored."""
 
     def __init__(self, path: Path, header: tuple[str, ...], resume: bool) -> None:
         self.path = path
-        self.names: set[str] = set()
         self._header = header
         self._file: io.TextIOWrapper | None = None
-        if resume and path.exists():
-            self._keep()
-        else:
-            path.unlink(missing_ok=True)
-            if header == CSV_HEADER:
-                self._open()
+        data, own = path.read_bytes() if path.is_file() else b"", ",".join(header).encode()
+        first, end, _ = data.partition(b"\n")
+        if not (first.rstrip(b"\r") == own if end else own.startswith(first)):
+            raise RequestInvalid(f"{_text(path)} is not a file that this command wrote; nothing was changed.")
+        kept = data[: data.rfind(b"\n") + 1] if resume else b""  # less a last line that an interruption cut short
+        self._kept_bytes = len(kept)
+        rows = csv.reader(io.StringIO(kept.decode("utf-8", "replace"), newline=""))
+        self.names = {row[0] for row in rows if row and tuple(row) != header}
 
-    @property
-    def count(self) -> int:
-        return len(self.names)
+    def open(self) -> io.TextIOWrapper:
+        """Go on after the rows that are kept, or start the file anew."""
+        self._file = self.path.open("a", newline="", encoding="utf-8")
+        if self.path.is_file():
+            self._file.truncate(self._kept_bytes)
+        if not self._kept_bytes:
+            self._file.write(",".join(self._header) + "\n")
+            self._file.flush()
+        return self._file
 
     def write(self, row: tuple[str, ...]) -> None:
-        """Append one row."""
-        if self._file is None:
-            self._open()
-        assert self._file is not None
-        csv.writer(self._file, lineterminator="\n").writerow(row)
-        self._file.flush()
+        """Append one row; opens a table that is not open yet."""
+        file = self._file or self.open()
+        csv.writer(file, lineterminator="\n").writerow(row)
+        file.flush()
         self.names.add(row[0])
 
     def close(self) -> None:
         if self._file is not None:
-            self._file.close()
-
-    def _open(self) -> None:
-        self._file = self.path.open("w", newline="", encoding="utf-8")
-        csv.writer(self._file, lineterminator="\n").writerow(self._header)
-        self._file.flush()
-
-    def _keep(self) -> None:
-        """Read what is there, less a last line that an interruption cut short."""
-        text = self.path.read_bytes().decode()
-        whole = text[: text.rfind("\n") + 1]
-        rows = list(csv.reader(io.StringIO(whole, newline="")))
-        if rows and tuple(rows[0]) != self._header:
-            raise RequestInvalid(f"{self.path} is not a file that this command wrote; nothing was changed.")
-        self.names = {row[0] for row in rows[1:]}
-        self._file = self.path.open("r+", newline="", encoding="utf-8")
-        self._file.truncate(len(whole.encode()))
-        self._file.seek(0, io.SEEK_END)
-        if not rows:
-            csv.writer(self._file, lineterminator="\n").writerow(self._header)
+            with contextlib.suppress(OSError):  # a row that a full disk refused was reported when it was written
+                self._file.close()

@@ -1,12 +1,46 @@
 from __future__ import annotations
 
+import csv
+import os
+import time
 from pathlib import Path
+from typing import Any
 
+import grpc
+import numpy as np
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
-from dermserve.errors import RequestInvalid
+from dermserve import predict as module
+from dermserve.errors import ImageUndecodable, InferenceUnavailable, RequestInvalid, UnreadableFile
 from dermserve.predict import _addresses, errors_path, find_inputs, predict
+from tests.dermserve.test_client import Answer, failing, healthy, hung, serving
+
+HEADER = "filename,Benign,Suspicious,Malignant,Melanoma\n"
+EARLIER = HEADER + "old.jpg,0.1,0.2,0.7,0.6\n"
+EARLIER_ERRORS = "filename,code,detail\nold.png,image_empty,x\n"
+DEAD = "127.0.0.1:9"
+
+
+def run(folder: Path, out: Path, url: str, *options: str) -> Result:
+    return CliRunner().invoke(predict, [str(folder), "--csv", str(out), "--url", url, *options])
+
+
+def rows(path: Path) -> list[list[str]]:
+    return list(csv.reader(path.open(newline="", encoding="utf-8")))[1:]
+
+
+def images(folder: Path, *names: str) -> Path:
+    folder.mkdir()
+    for name in names:
+        (folder / name).write_bytes(name.encode())
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_BUSY_PAUSE_S", 0.05)
+    monkeypatch.setattr("dermserve.client._RETRY_FOR_S", 0.3)
 
 
 def test_inputs_keep_the_order_given_and_folders_are_read_by_name(tmp_path: Path) -> None:
@@ -44,13 +78,186 @@ def test_an_address_that_is_not_host_and_port_is_refused(url: str) -> None:
         _addresses(url)
 
 
-def test_resuming_into_a_file_of_another_kind_changes_nothing(tmp_path: Path) -> None:
-    (tmp_path / "a.jpg").touch()
-    out = tmp_path / "patients.csv"
-    out.write_text("name,born\nx,1\n")
-    result = CliRunner().invoke(predict, [str(tmp_path), "--csv", str(out), "--resume"])
+@pytest.mark.parametrize("options", [(), ("--resume",)], ids=["anew", "resumed"])
+@pytest.mark.parametrize("name", ["out.csv", "out.errors.csv"])
+@pytest.mark.parametrize("content", [b"name,born\nx,1\n", b"a note without an end", b"\xff\xfe\x00\n"])
+def test_a_file_of_another_kind_is_never_changed(
+    tmp_path: Path, content: bytes, name: str, options: tuple[str, ...]
+) -> None:
+    folder = images(tmp_path / "in", "a.jpg")
+    (tmp_path / name).write_bytes(content)
+    with serving(healthy) as url:
+        result = run(folder, tmp_path / "out.csv", url, *options)
     assert isinstance(result.exception, RequestInvalid)
-    assert out.read_text() == "name,born\nx,1\n"
+    assert f"{name} is not a file that this command wrote; nothing was changed." in result.exception.detail
+    assert (tmp_path / name).read_bytes() == content
+
+
+def earlier(tmp_path: Path) -> tuple[Path, Path]:
+    out, errors = tmp_path / "out.csv", tmp_path / "out.errors.csv"
+    out.write_text(EARLIER)
+    errors.write_text(EARLIER_ERRORS)
+    return out, errors
+
+
+def test_a_dead_server_does_not_cost_the_earlier_results(tmp_path: Path) -> None:
+    folder, (out, errors) = images(tmp_path / "in", "b.jpg"), earlier(tmp_path)
+    (folder / "a.jpg").symlink_to("/proc/self/mem")  # reading it at 0 is a real EIO
+    result = run(folder, out, DEAD)
+    assert isinstance(result.exception, InferenceUnavailable)
+    assert "No Triton answers at 127.0.0.1:9" in result.exception.detail
+    assert "Nothing was written." in result.exception.detail
+    assert (out.read_text(), errors.read_text()) == (EARLIER, EARLIER_ERRORS)
+
+
+def test_a_run_that_succeeds_replaces_the_earlier_results_and_refusals(tmp_path: Path) -> None:
+    folder, (out, errors) = images(tmp_path / "in", "a.jpg", "b.jpg"), earlier(tmp_path)
+    with serving(healthy) as url:
+        assert run(folder, out, url).exit_code == 0
+    assert out.read_text() == HEADER + "".join(f"{name}.jpg{',0.250000' * 4}\n" for name in "ab")
+    assert not errors.exists()
+
+
+@pytest.mark.parametrize("existing", [True, False])
+def test_a_run_whose_images_are_all_refused_leaves_a_header_and_the_refusals(tmp_path: Path, existing: bool) -> None:
+    folder, out, errors = images(tmp_path / "in", "a.jpg"), tmp_path / "out.csv", tmp_path / "out.errors.csv"
+    if existing:
+        earlier(tmp_path)
+    line = ImageUndecodable("cut").wire(0)
+    with serving(failing(grpc.StatusCode.INVALID_ARGUMENT, line, 9, [])) as url:
+        result = run(folder, out, url)
+    assert result.exit_code == 1
+    assert out.read_text() == HEADER
+    assert rows(errors) == [["a.jpg", "image_undecodable", "cut"]]
+
+
+def test_an_earlier_run_is_continued_behind_its_last_whole_row(tmp_path: Path) -> None:
+    folder, (out, errors) = images(tmp_path / "in", "new.jpg", "old.jpg", "old.png"), earlier(tmp_path)
+    out.write_text(EARLIER + "new.jpg,0.1")
+    with serving(healthy) as url:
+        result = run(folder, out, url, "--resume")
+    assert "2 of 3 images are done already." in result.output
+    assert [row[0] for row in rows(out)] == ["old.jpg", "new.jpg"]
+    assert errors.read_text() == EARLIER_ERRORS
+
+
+def test_a_missing_folder_is_one_line(tmp_path: Path) -> None:
+    result = run(images(tmp_path / "in", "a.jpg"), tmp_path / "gone/out.csv", DEAD)
+    assert isinstance(result.exception, RequestInvalid)
+    assert f"there is no folder {tmp_path}/gone" in result.exception.detail
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "out.csv").symlink_to("/dev/full")
+    with serving(healthy) as url:
+        result = run(images(tmp_path / "in", "a.jpg"), tmp_path / "out.csv", url)
+    assert isinstance(result.exception, RequestInvalid)
+    assert "cannot be written: No space left on device" in result.exception.detail
+
+
+def test_files_that_cannot_be_read_are_rows_and_the_run_goes_on(tmp_path: Path) -> None:
+    folder, out = images(tmp_path / "in", "a.jpg", "c.jpg", "d.jpg"), tmp_path / "out.csv"
+    (folder / "b.jpg").symlink_to("/proc/self/mem")
+
+    def lose_the_last(request: Any, context: grpc.ServicerContext) -> Any:
+        (folder / "d.jpg").unlink(missing_ok=True)
+        return healthy(request, context)
+
+    with serving(lose_the_last) as url:
+        result = run(folder, out, url, "--concurrency", "1")
+    assert result.exit_code == 1, result.exception
+    assert [row[0] for row in rows(out)] == ["a.jpg", "c.jpg"]
+    assert rows(tmp_path / "out.errors.csv") == [
+        ["b.jpg", "image_unreadable", "The file cannot be read: Input/output error."],
+        ["d.jpg", "image_unreadable", "The file cannot be read: No such file or directory."],
+    ]
+
+
+def test_a_folder_that_may_be_listed_but_not_entered_gives_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = images(tmp_path / "in", "a.jpg") / "a.jpg"
+    stat = Path.stat
+
+    def refuse(self: Path, **options: Any) -> os.stat_result:  # root, who runs many a test, may enter every folder
+        if self == file:
+            raise PermissionError(13, "Permission denied")
+        return stat(self, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "stat", refuse)
+        assert [item.name for item in find_inputs([file.parent])] == ["a.jpg"]
+        with pytest.raises(UnreadableFile, match=r"Permission denied\.$"):
+            module._read(file)
+
+
+def test_a_name_that_is_no_utf8_is_written_escaped_and_found_again(tmp_path: Path) -> None:
+    folder, out = images(tmp_path / "in"), tmp_path / "out.csv"
+    (folder / os.fsdecode(b"l\xe4sion.jpg")).write_bytes(b"x")
+    (folder / "läsion.jpg").write_bytes(b"x")
+    with serving(healthy) as url:
+        assert run(folder, out, url).exit_code == 0
+        resumed = run(folder, out, url, "--resume")
+    assert sorted(row[0] for row in rows(out)) == ["l\\xe4sion.jpg", "läsion.jpg"]
+    assert "2 of 2 images are done already." in resumed.output
+
+
+def busy(request: Any, context: grpc.ServicerContext) -> Any:
+    context.abort(grpc.StatusCode.UNAVAILABLE, "Exceeds maximum queue size")
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("answer", [busy, hung])
+def test_a_server_that_answers_nothing_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: Answer
+) -> None:
+    monkeypatch.setattr(module, "_GIVE_UP_AFTER_S", 0.5)
+    client = module.AsyncTritonClient
+    monkeypatch.setattr(module, "AsyncTritonClient", lambda urls: client(urls, timeout_s=0.2))
+    folder, served = images(tmp_path / "in", *(f"{i}.jpg" for i in range(4))), 0
+
+    def one_and_no_more(request: Any, context: grpc.ServicerContext) -> Any:
+        nonlocal served
+        served += 1
+        return healthy(request, context) if served == 1 else answer(request, context)
+
+    start = time.monotonic()
+    with serving(one_and_no_more) as url:
+        result = run(folder, tmp_path / "out.csv", url, "--concurrency", "1")
+    assert isinstance(result.exception, InferenceUnavailable)
+    assert "Triton has answered no request for" in result.exception.detail
+    assert "1 rows are in" in result.exception.detail
+    assert "continue with --resume" in result.exception.detail
+    assert 0.5 < time.monotonic() - start < 5
+
+
+def test_a_busy_server_that_answers_now_and_then_is_not_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_GIVE_UP_AFTER_S", 0.4)
+    folder, turn = images(tmp_path / "in", *(f"{i}.jpg" for i in range(6))), 0
+
+    def every_fourth(request: Any, context: grpc.ServicerContext) -> Any:
+        nonlocal turn
+        turn += 1
+        return healthy(request, context) if turn % 4 == 0 else busy(request, context)
+
+    with serving(every_fourth) as url:
+        result = run(folder, tmp_path / "out.csv", url, "--concurrency", "1")
+    assert result.exit_code == 0, result.exception
+
+
+def test_what_is_really_wrong_is_not_hidden_behind_no_server(tmp_path: Path) -> None:
+    def malformed(request: Any, context: grpc.ServicerContext) -> Any:
+        answer = healthy(request, context)
+        answer.raw_output_contents[0] = np.full(4, np.nan, np.float32).tobytes()
+        return answer
+
+    with serving(malformed) as url:
+        result = run(images(tmp_path / "in", "a.jpg"), tmp_path / "out.csv", url)
+    assert isinstance(result.exception, InferenceUnavailable)
+    assert "output 'probabilities' is malformed" in result.exception.detail
+    assert "No Triton answers" not in result.exception.detail
 
 
 def test_help_shows_examples() -> None:
