@@ -30,7 +30,7 @@ def build(repository: Path, target: str) -> Path:
         trt: Any = importlib.import_module(_MODULES[target])
     except ImportError as error:
         raise StartupError(
-            f"--target {target} needs the extra '{target}': pip install 'dermserve[{target}]'"
+            f"--target {target} needs the extra '{target}' (uv pip install -e '.[{target}]')"
         ) from error
     logger = trt.Logger(trt.Logger.WARNING)
     try:

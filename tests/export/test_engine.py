@@ -26,7 +26,7 @@ def test_tensorrt_converts_the_committed_graph(repository: Path) -> None:
 
 
 def test_a_missing_library_is_named(repository: Path) -> None:
-    with pytest.raises(StartupError, match=r"pip install 'dermserve\[tensorrt\]'"):
+    with pytest.raises(StartupError, match="needs the extra 'tensorrt'"):
         build(repository, "tensorrt")
 
 

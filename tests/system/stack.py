@@ -65,12 +65,16 @@ class Stack:
         threading.Thread(
             target=lambda out: [lines.put(line) for line in out], args=(self.process.stdout,), daemon=True
         ).start()
-        try:
-            return lines.get(timeout=START_TIMEOUT_S)
-        except queue.Empty:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while True:
+            try:
+                return lines.get(timeout=0.2)
+            except queue.Empty:
+                if self.process.poll() is None and time.monotonic() < deadline:
+                    continue
             logs = "\n".join(path.read_text()[-2000:] for path in (self.state_dir / "logs").glob("*.log"))
             self.stop()
-            raise AssertionError(f"the stack did not start:\n{logs}") from None
+            raise AssertionError(f"the stack did not start:\n{logs}")
 
     def stop(self) -> int:
         assert self.process is not None
