@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from urllib.parse import quote
 
 import asyncpg
 
@@ -47,7 +48,7 @@ class Postgres:
     def url(self) -> str:
         """Address of the database, password included."""
         password = (self._state / "postgres.password").read_text().strip()
-        return f"postgresql://{_NAME}:{password}@/{_NAME}?host={self.sockets}&port={_PORT}"
+        return f"postgresql://{_NAME}:{password}@/{_NAME}?host={quote(str(self.sockets))}&port={_PORT}"
 
     def prepare(self) -> None:
         """Make the cluster unless it exists whole.

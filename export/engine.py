@@ -29,9 +29,7 @@ def build(repository: Path, target: str) -> Path:
     try:
         trt: Any = importlib.import_module(_MODULES[target])
     except ImportError as error:
-        raise StartupError(
-            f"--target {target} needs the extra '{target}' (uv pip install -e '.[{target}]')"
-        ) from error
+        raise StartupError(f"--target {target} needs the extra '{target}' (uv pip install -e '.[{target}]')") from error
     logger = trt.Logger(trt.Logger.WARNING)
     try:
         builder = trt.Builder(logger)

@@ -62,6 +62,13 @@ def test_a_state_folder_with_a_long_name_still_gets_a_socket(tmp_path: Path) -> 
     assert asyncio.run(query(server, "SELECT 1")) == 1
 
 
+@pytest.mark.parametrize("name", ["with space", "a&host=b", "50%25 ü"])
+def test_a_state_folder_of_any_name_works(tmp_path: Path, name: str) -> None:
+    server = postgres(tmp_path / name)
+    server.prepare()
+    assert asyncio.run(query(server, "SELECT 1")) == 1
+
+
 def test_strangers_need_the_password(tmp_path: Path) -> None:
     server = postgres(tmp_path)
     server.prepare()
