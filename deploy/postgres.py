@@ -102,6 +102,8 @@ class Postgres:
             *("-c", f"unix_socket_directories={self.sockets}"),
             *("-c", f"port={_PORT}"),
             *("-c", "max_connections=200"),
+            # Inside the state folder: a killed server would leave POSIX shared memory behind.
+            *("-c", "dynamic_shared_memory_type=mmap"),
         ]
 
         async def clean() -> None:

@@ -20,7 +20,7 @@ find_uv() {
         command -v uv
     else
         # --target works where the system's Python refuses to be installed into (PEP 668).
-        [ -x .tools/bin/uv ] || "$1" -m pip install --quiet --disable-pip-version-check --target .tools uv >&2
+        [ -x .tools/bin/uv ] || "$1" -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --target .tools uv >&2
         echo .tools/bin/uv
     fi
 }

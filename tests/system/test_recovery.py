@@ -28,7 +28,7 @@ def own_stack(tmp_path: Path) -> Iterator[Stack]:
 
 
 def regions() -> set[str]:
-    return {path.name for path in SHARED_MEMORY.glob("dermserve_*")}
+    return {path.name for pattern in ("dermserve_*", "PostgreSQL.*") for path in SHARED_MEMORY.glob(pattern)}
 
 
 def test_killed_triton_comes_back_by_itself_and_nothing_is_lost(stack: Stack, api_key: str) -> None:
