@@ -22,8 +22,12 @@ def serve() -> None:
 
     logging.getLogger("alembic").setLevel(logging.WARNING)  # it reports its own set-up, step by step
     from deploy.local import serve as run
+    from dermserve.errors import StartupError
     from dermserve.settings import Settings
 
     settings = Settings()
     click.echo("Starting PostgreSQL, Triton and the web server …", err=True)
-    asyncio.run(run(settings, lambda address: click.echo(f"dermserve is ready at {address} (Ctrl-C stops it)")))
+    try:
+        asyncio.run(run(settings, lambda address: click.echo(f"dermserve is ready at {address} (Ctrl-C stops it)")))
+    except OSError as error:
+        raise StartupError(f"{error.filename or settings.state_dir}: {error.strerror}.") from error

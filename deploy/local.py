@@ -24,6 +24,7 @@ from deploy import triton
 from deploy.postgres import Postgres, create_database
 from deploy.processes import Child
 from dermserve.errors import StartupError
+from dermserve.model_card import ModelCard
 from dermserve.settings import Settings
 from frontend.database import URL_FILE, migrate
 
@@ -43,12 +44,16 @@ async def serve(settings: Settings, announce: Callable[[str], None]) -> None:
         cleanup.enter_context(_only_one(settings.state_dir))
         _check_ports(settings)
         stopped = _stop_requested()
-        logs = settings.state_dir / "logs"
-        logs.mkdir(parents=True, exist_ok=True)
+        (settings.state_dir / "logs").mkdir(parents=True, exist_ok=True)
+        if settings.embedded_triton:
+            settings = await asyncio.to_thread(_with_own_models, settings)
+        ModelCard.read(settings.model_repository).operating_point(settings.operating_point)
         children = await _start(settings, cleanup, stopped)
         if stopped.is_set():
             return
         watches = [asyncio.create_task(child.keep_running()) for child in children]
+        if settings.embedded_triton:
+            watches.append(asyncio.create_task(triton.restart_without_stubs(children[0])))
         for watch in watches:
             cleanup.callback(watch.cancel)
         announce(address(settings))
@@ -66,6 +71,7 @@ async def _start(settings: Settings, cleanup: contextlib.AsyncExitStack, stopped
         **os.environ,
         # Found again by the web workers, whatever folder they run in.
         "DERMSERVE_STATE_DIR": str(settings.state_dir.resolve()),
+        "DERMSERVE_MODEL_REPOSITORY": str(settings.model_repository.resolve()),
     }
     children: list[Child] = []
 
@@ -91,6 +97,20 @@ async def _start(settings: Settings, cleanup: contextlib.AsyncExitStack, stopped
         await launch(_web(settings, {**environment, "DERMSERVE_DATABASE_URL": url}))
         await until("the service to be ready", lambda: asyncio.to_thread(_ready, settings), children)
     return children
+
+
+def _with_own_models(settings: Settings) -> Settings:
+    """Serve a copy of the model repository, made now.
+
+    An export while the stack runs then changes nothing until the next start: a Triton that is started anew would else
+    load weights of which the web server, with the old card in memory, knows neither version nor threshold.
+    """
+    copy = settings.state_dir.resolve() / "model_repository"
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(
+        settings.model_repository, copy, ignore=shutil.ignore_patterns("__pycache__", ".export-*", "*.plan")
+    )
+    return settings.model_copy(update={"model_repository": copy})
 
 
 def _web(settings: Settings, environment: dict[str, str]) -> Child:

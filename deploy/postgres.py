@@ -134,6 +134,9 @@ class Postgres:
 
     def _own(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        ours = {os.geteuid(), pwd.getpwnam(self._account).pw_uid if self._account else os.geteuid()}
+        if folder.is_symlink() or folder.lstat().st_uid not in ours:
+            raise StartupError(f"{folder} belongs to somebody else: remove it, or set DERMSERVE_STATE_DIR.")
         folder.chmod(0o700)
         if self._account:
             shutil.chown(folder, self._account)

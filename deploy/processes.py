@@ -49,6 +49,7 @@ class Child:
     async def start(self) -> None:
         """Start the process; does not wait until it is ready."""
         await self.clean()
+        self.log_file.parent.mkdir(parents=True, exist_ok=True)
         if self.log_file.exists() and self.log_file.stat().st_size > _LARGEST_LOG:
             self.log_file.replace(self.log_file.with_suffix(".old.log"))
         # An earlier run's errors are not this one's.
@@ -61,10 +62,21 @@ class Child:
                 stderr=output,
                 env=dict(self.environment),
                 start_new_session=True,
-                # A supervisor killed with SIGKILL would else leave its children behind, holding ports and memory.
-                preexec_fn=lambda: _LIBC.prctl(_PR_SET_PDEATHSIG, self.stop_signal),
+                preexec_fn=self._prepare,
             )
         log.debug("%s: started, pid %d", self.name, self._process.pid)
+
+    def _prepare(self) -> None:
+        """Runs in the child, between fork and exec."""
+        # A supervisor killed with SIGKILL would else leave its children behind, holding ports and memory.
+        _LIBC.prctl(_PR_SET_PDEATHSIG, self.stop_signal)
+        # Triton's shared memory holds the last images: for nobody else on this machine to read.
+        os.umask(0o077)
+
+    @property
+    def pid(self) -> int | None:
+        """Process id while it runs."""
+        return self._process.pid if self._process is not None and self._process.returncode is None else None
 
     @property
     def running(self) -> bool:

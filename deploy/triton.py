@@ -6,10 +6,15 @@ repository with `--model-config-name=tensorrt`.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hashlib
+import logging
 import os
 import platform
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -17,11 +22,19 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
+import psutil
+
 from deploy.processes import Child
 from dermserve.errors import StartupError
 from dermserve.settings import Settings
 
+log = logging.getLogger("dermserve.serve")
+
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  POSIX shared memory, not a temporary file
+_STUB = "triton_python_backend_stub"
+_STUB_POLL_S = 1.0
+# The python backend starts its stubs through a shell, without quotes.
+_SAFE_PATH = re.compile(r"[A-Za-z0-9/._:+=@%-]+")
 _MANAGEMENT_APIS = "model-repository,shared-memory,trace,logging"
 
 
@@ -33,6 +46,12 @@ def child(settings: Settings, environment: Mapping[str, str]) -> Child:
     """
     wheel = _wheel()
     state = settings.state_dir / "triton"
+    for path in (state.resolve(), settings.model_repository.resolve()):
+        if not _SAFE_PATH.fullmatch(str(path)):
+            raise StartupError(
+                f"Triton's python backend cannot live in {path}: use a path of letters, digits and . _ - + only "
+                "(DERMSERVE_STATE_DIR moves it)."
+            )
     backends = _lay_out_backend(wheel, state)
     prefix = _memory_prefix(settings.state_dir)
     # An unguessable header value: nobody is to load models or map memory through these APIs.
@@ -59,10 +78,46 @@ def child(settings: Settings, environment: Mapping[str, str]) -> Child:
     ]
 
     async def clean() -> None:
+        # Stubs outlive a server that was killed while it started them; the region's name is among their arguments.
+        for process in psutil.process_iter(["cmdline"]):
+            if any(prefix in argument for argument in process.info["cmdline"] or ()) and process.pid != os.getpid():
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    if process.name() != "tritonserver":
+                        process.kill()
         for region in _SHARED_MEMORY.glob(f"{prefix}*"):  # noqa: ASYNC240  memory, not a disk
             region.unlink(missing_ok=True)
 
     return Child("Triton", command, settings.state_dir / "logs/triton.log", _environment(environment), clean)
+
+
+async def restart_without_stubs(server: Child) -> None:
+    """End the server when one of its stubs has died, so that it is started anew; runs until cancelled.
+
+    Triton 2.51 never replaces a dead stub: its model fails every request from then on, and still counts as ready.
+    """
+    watched, most = None, 0
+    while True:
+        await asyncio.sleep(_STUB_POLL_S)
+        if server.pid != watched:
+            watched, most = server.pid, 0
+        if watched is None:
+            continue
+        try:
+            alive = sum(_is_living_stub(child) for child in psutil.Process(watched).children())
+        except psutil.NoSuchProcess:
+            continue
+        if alive < most:
+            log.error("Triton lost %d of its %d python stubs and is started anew", most - alive, most)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(watched, signal.SIGKILL)
+        most = max(most, alive)
+
+
+def _is_living_stub(process: psutil.Process) -> bool:
+    try:  # Triton leaves a dead stub a zombie, of which only the status can be read
+        return process.status() != psutil.STATUS_ZOMBIE and process.name() == _STUB
+    except psutil.Error:
+        return False
 
 
 def _wheel() -> Path:
@@ -78,7 +133,7 @@ def _wheel() -> Path:
 def _lay_out_backend(wheel: Path, state: Path) -> Path:
     """Make `backends/python` with the stub of the running Python's version; the wheel's own folder is left untouched."""
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    stub = wheel / "python_backend_stubs" / version / "triton_python_backend_stub"
+    stub = wheel / "python_backend_stubs" / version / _STUB
     backend = state / "backends/python"
     backend.mkdir(parents=True, exist_ok=True)
     for source in (

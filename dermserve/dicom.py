@@ -28,6 +28,10 @@ _RAW: Final = frozenset({ImplicitVRLittleEndian, ExplicitVRLittleEndian})
 _PREAMBLE: Final = 132  # 128 bytes of preamble and "DICM" (PS3.10 §7.1)
 _TRANSFER_SYNTAX: Final = 0x00020010
 # Attributes of the image pixel module (PS3.3 C.7.6.3); reading only these keeps the header check cheap.
+_JPEG_PHOTOMETRICS: Final = ("MONOCHROME1", "MONOCHROME2", "RGB", "YBR_FULL", "YBR_FULL_422")
+_SAMPLES: Final = {"MONOCHROME1": 1, "MONOCHROME2": 1, "PALETTE COLOR": 1, "RGB": 3, "YBR_FULL": 3, "YBR_FULL_422": 3}
+# An Adobe marker that says "no colour transform": without any marker a decoder takes three components for YCbCr.
+_ADOBE_RGB: Final = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x00"
 _GEOMETRY: Final[list[str]] = ["Rows", "Columns", "NumberOfFrames", "SamplesPerPixel"]
 
 
@@ -47,8 +51,8 @@ def dimensions(data: bytes) -> tuple[int, int]:
     return int(header.Columns), int(header.Rows)
 
 
-def first_frame(data: bytes) -> bytes | NDArray[np.uint8]:
-    """The frame as JPEG bytes where the object holds such, else as uint8 [rows, columns, 3] RGB.
+def first_frame(data: bytes) -> tuple[bytes | NDArray[np.uint8], str]:
+    """The frame as JPEG bytes where the object holds such, else as uint8 [rows, columns, 3] RGB; its photometric.
 
     Call `dimensions` first: this trusts the size in the header.
     """
@@ -56,9 +60,15 @@ def first_frame(data: bytes) -> bytes | NDArray[np.uint8]:
     dataset = dcmread(io.BytesIO(data))
     if "PixelData" not in dataset:
         raise UnsupportedImageType("The DICOM object holds no pixel data.")
+    photometric = str(dataset.get("PhotometricInterpretation"))
     if syntax == JPEGBaseline8Bit:
-        return get_frame(dataset.PixelData, 0, number_of_frames=1).rstrip(b"\x00")
-    return _to_rgb(dataset)
+        if photometric not in _JPEG_PHOTOMETRICS:
+            raise UnsupportedImageType(f"JPEG with the photometric interpretation {photometric} is not accepted.")
+        jpeg = get_frame(dataset.PixelData, 0, number_of_frames=1).rstrip(b"\x00")
+        if photometric == "RGB" and b"JFIF" not in jpeg[:32] and b"Adobe" not in jpeg[:4096]:
+            jpeg = jpeg[:2] + _ADOBE_RGB + jpeg[2:]
+        return jpeg, photometric
+    return _to_rgb(dataset, photometric), photometric
 
 
 def _transfer_syntax(data: bytes) -> str:
@@ -78,9 +88,10 @@ def _transfer_syntax(data: bytes) -> str:
     return syntax
 
 
-def _to_rgb(dataset: Dataset) -> NDArray[np.uint8]:
+def _to_rgb(dataset: Dataset, photometric: str) -> NDArray[np.uint8]:
+    if _SAMPLES.get(photometric) != dataset.SamplesPerPixel or dataset.BitsAllocated not in (8, 16):
+        raise UnsupportedImageType(f"DICOM pixels of the kind {photometric} in this form are not accepted.")
     pixels: NDArray[Any] = pixel_array(dataset, index=0)  # YBR becomes RGB here; raises when the data is short
-    photometric = str(dataset.PhotometricInterpretation)
     if photometric == "PALETTE COLOR":
         pixels = apply_color_lut(pixels, dataset)
         bits = 16 if pixels.dtype == np.uint16 else 8
@@ -88,7 +99,7 @@ def _to_rgb(dataset: Dataset) -> NDArray[np.uint8]:
         bits = int(dataset.BitsStored)
     if np.issubdtype(pixels.dtype, np.signedinteger):
         pixels = pixels.astype(np.int64) + (1 << (bits - 1))
-    levels = pixels.astype(np.float64) * (255 / ((1 << bits) - 1))
+    levels = pixels.astype(np.float32) * np.float32(255 / ((1 << bits) - 1))
     if photometric == "MONOCHROME1":  # PS3.3 C.7.6.3.1.2: the smallest value is white
         levels = 255 - levels
     grey_or_rgb = np.clip(np.rint(levels), 0, 255).astype(np.uint8)

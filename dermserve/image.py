@@ -23,7 +23,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageCms
 
-from dermserve import dicom
+from dermserve import dicom, png
 from dermserve.errors import (
     ImageEmpty,
     ImageError,
@@ -250,6 +250,7 @@ def _decode_jpeg(data: bytes) -> Pixels:
     with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:  # lazy: reads the markers, not the pixels
         _require_size(image, _jpeg_dimensions(data))
         if image.mode == "CMYK":  # also YCCK; libjpeg cannot turn these into RGB
+            simplejpeg.decode_jpeg(data, colorspace="CMYK", strict=True)  # only to refuse damage, which Pillow fills in
             return _upright(image)
         profile, orientation = image.info.get("icc_profile"), _orientation(image)
     # strict: libjpeg only warns about a damaged or short stream and fills in grey; a lesion filled in grey is no result.
@@ -262,6 +263,7 @@ def _decode_jpeg(data: bytes) -> Pixels:
 def _decode_png(data: bytes) -> Pixels:
     with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
         _require_size(image, _png_dimensions(data))
+        png.require_whole(data)
         return _upright(image)
 
 
@@ -310,12 +312,12 @@ def _transpose(image: Image.Image, operation: Image.Transpose | None) -> Image.I
 
 
 def _decode_dicom(data: bytes) -> Pixels:
-    frame_ = dicom.first_frame(data)
+    frame_, photometric = dicom.first_frame(data)
     if isinstance(frame_, bytes):
-        header = inspect(frame_)
-        if header.format != "jpeg":
+        if inspect(frame_).format != "jpeg":
             raise ImageUndecodable("The DICOM object's pixel data is not the JPEG that it promises.")
-        return _decode_jpeg(frame_)
+        pixels = _decode_jpeg(frame_)
+        return np.invert(pixels) if photometric == "MONOCHROME1" else pixels
     return frame_
 
 

@@ -86,6 +86,18 @@ def dicom(pixels: NDArray[Any], *, jpeg: bool = False, syntax: str | None = None
     return buffer.getvalue()
 
 
+def png_of_rows(pixels: NDArray[np.uint8], rows: int) -> bytes:
+    """A PNG whose header promises all rows and whose data, itself complete, holds only the first `rows`."""
+    height, width = pixels.shape[:2]
+    raw = b"".join(b"\x00" + row.tobytes() for row in pixels[:rows])
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b"")
+
+
 def swapped_profile() -> bytes:
     """An ICC profile like sRGB, but with red and blue exchanged: whether it was applied shows at once."""
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()

@@ -4,15 +4,17 @@ import io
 import subprocess
 import sys
 import time
+import zlib
 
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
+from pydicom.encaps import encapsulate
 from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEG2000Lossless
 
-from dermserve import image
+from dermserve import image, png
 from dermserve.errors import ImageEmpty, ImageTooLarge, ImageTooSmall, ImageUndecodable, UnsupportedImageType
-from tests.dermserve.encoded import corners, dicom, encode, oriented, png_bomb, swapped_profile
+from tests.dermserve.encoded import corners, dicom, encode, oriented, png_bomb, png_of_rows, swapped_profile
 
 QUARTERS = {
     "top left": ((0.25, 0.25), (200, 40, 40)),
@@ -218,3 +220,49 @@ def test_a_second_png_header_cannot_smuggle_more_pixels_past_the_check() -> None
     assert image.inspect(smuggled).width == 100
     with pytest.raises(ImageUndecodable):
         image.prepare(smuggled)
+
+
+def test_a_png_with_rows_missing_is_refused_and_not_filled_in_with_black() -> None:
+    assert_upright(image.decode(png_of_rows(corners(), 120)))
+    with pytest.raises(ImageUndecodable):
+        image.decode(png_of_rows(corners(), 119))
+
+
+@pytest.mark.parametrize("lost", [1, 5, 12, 20])
+def test_a_png_without_its_very_end_is_refused(lost: int) -> None:
+    with pytest.raises(ImageUndecodable):
+        image.decode(encode(corners(), "PNG")[:-lost])
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
+@pytest.mark.parametrize("interlaced", [False, True])
+def test_whole_pngs_of_every_kind_are_accepted(mode: str, interlaced: bool) -> None:
+    data = encode(Image.fromarray(corners(67, 91)).convert(mode), "PNG")
+    if interlaced:  # Pillow writes none; these bytes need not decode, only pass the count of rows
+        raw = bytes(sum(rows * (1 + columns * 3) for rows, columns in png._passes(91, 67, True) if columns))
+        chunks = [(b"IHDR", (91).to_bytes(4, "big") + (67).to_bytes(4, "big") + bytes([8, 2, 0, 0, 1]))]
+        chunks += [(b"IDAT", zlib.compress(raw)), (b"IEND", b"")]
+        data = b"\x89PNG\r\n\x1a\n" + b"".join(
+            len(body).to_bytes(4, "big") + kind + body + zlib.crc32(kind + body).to_bytes(4, "big")
+            for kind, body in chunks
+        )
+    assert image.decode(data).shape == (67, 91, 3)
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.9])
+def test_a_cmyk_jpeg_cut_and_closed_again_is_refused(share: float) -> None:
+    data = encode(Image.fromarray(corners()).convert("CMYK"), "JPEG")
+    with pytest.raises(ImageUndecodable):
+        image.decode(data[: int(len(data) * share)] + b"\xff\xd9")
+
+
+def test_dicom_says_what_the_jpeg_inside_means() -> None:
+    negative = dicom(np.ascontiguousarray(255 - corners()), jpeg=True, PhotometricInterpretation="MONOCHROME1")
+    assert_upright(image.decode(negative), tolerance=12)
+    # Three components stored as they are, and no marker that says so.
+    plain = Image.fromarray(corners())
+    bare = bytearray(encode(Image.merge("YCbCr", plain.split()), "JPEG"))
+    start = bare.index(b"JFIF") - 4
+    del bare[start : start + 2 + int.from_bytes(bare[start + 2 : start + 4], "big")]
+    data = dicom(corners(), jpeg=True, PhotometricInterpretation="RGB", PixelData=encapsulate([bytes(bare)]))
+    assert_upright(image.decode(data), tolerance=12)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -87,7 +88,11 @@ class Stack:
         return [root, *root.children(recursive=True)]
 
     def triton(self) -> psutil.Process:
-        return next(process for process in self.processes() if process.name() == "tritonserver")
+        for process in self.processes():
+            with contextlib.suppress(psutil.Error):  # what is ending cannot be asked its name
+                if process.name() == "tritonserver":
+                    return process
+        raise AssertionError("no tritonserver runs")
 
     def run(self, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,6 +15,8 @@ import psutil
 import pytest
 
 from dermserve import sample
+from dermserve.model_card import ModelCard
+from dermserve.settings import Settings
 from tests.system.stack import DERMSERVE, Stack
 
 SHARED_MEMORY = Path("/dev/shm")
@@ -42,6 +46,48 @@ def test_killed_triton_comes_back_by_itself_and_nothing_is_lost(stack: Stack, ap
     assert stack.triton().pid != killed
     assert stack.predict(sample.jpeg(701), api_key).status == 201
     assert stack.predict(sample.jpeg(700), api_key).body["id"] == before.body["id"]
+
+
+@pytest.mark.parametrize("model", ["preprocess", "classifier"])
+def test_a_killed_stub_is_noticed_and_replaced(stack: Stack, api_key: str, model: str) -> None:
+    """Triton itself never replaces one, and goes on calling its model ready."""
+    stubs = [child for child in stack.triton().children() if any(f"/{model}/" in word for word in child.cmdline())]
+    assert len(stubs) == 2
+    server = stack.triton().pid
+    stubs[0].send_signal(signal.SIGKILL)
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and not _other_triton(stack, server):
+        time.sleep(0.1)
+    assert _other_triton(stack, server)
+    stack.wait_for(200, 30)
+    assert [stack.predict(sample.jpeg(seed), api_key).status // 100 for seed in range(720, 724)] == [2] * 4
+
+
+def _other_triton(stack: Stack, pid: int) -> bool:
+    for process in stack.processes():
+        with contextlib.suppress(psutil.Error):  # what is ending cannot be asked its name
+            if process.name() == "tritonserver" and process.pid != pid:
+                return True
+    return False
+
+
+def test_an_export_while_serving_changes_nothing_until_the_next_start(own_stack: Stack) -> None:
+    own_stack.stop()
+    repository = own_stack.state_dir.parent / "models"
+    shutil.copytree(Settings().model_repository, repository)
+    own_stack.environment["DERMSERVE_MODEL_REPOSITORY"] = str(repository)
+    own_stack.start()
+    key = own_stack.create_api_key()
+    before = own_stack.predict(sample.jpeg(1), key).body["model"]["version"]
+    card = ModelCard.read(repository)
+    card.model_copy(update={"version": "9.9.9"}).write(repository)
+    own_stack.triton().send_signal(signal.SIGKILL)
+    own_stack.wait_for(503, 5)
+    own_stack.wait_for(200, 30)
+    assert own_stack.predict(sample.jpeg(2), key).body["model"]["version"] == before
+    own_stack.stop()
+    own_stack.start()
+    assert own_stack.predict(sample.jpeg(3), key).body["model"]["version"] == "9.9.9"
 
 
 def test_a_request_sent_while_triton_is_down_is_answered_or_refused_with_a_hint(stack: Stack, api_key: str) -> None:
