@@ -57,7 +57,7 @@ def engine_url(url: str) -> URL:
     """
     try:
         parsed = make_url(url)
-    except ArgumentError as error:
+    except (ArgumentError, ValueError) as error:
         raise StartupError("DERMSERVE_DATABASE_URL is not an address like postgresql://user@host/name.") from error
     if parsed.drivername not in ("postgres", "postgresql", "postgresql+asyncpg"):
         raise StartupError(f"Only PostgreSQL is supported, not {parsed.drivername}.")
@@ -72,6 +72,7 @@ class Database:
         self._engine = create_async_engine(
             engine_url(url),
             pool_pre_ping=True,
+            hide_parameters=True,  # an error's text must not carry a password's hash or a patient's file name
             pool_size=10,
             max_overflow=10,
             pool_timeout=_CONNECT_S,
