@@ -53,7 +53,7 @@ async def serve(settings: Settings, announce: Callable[[str], None]) -> None:
             return
         watches = [asyncio.create_task(child.keep_running()) for child in children]
         if settings.embedded_triton:
-            watches.append(asyncio.create_task(triton.restart_without_stubs(children[0])))
+            watches.append(asyncio.create_task(triton.watch(children[0], settings)))
         for watch in watches:
             cleanup.callback(watch.cancel)
         announce(address(settings))

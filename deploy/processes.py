@@ -70,8 +70,6 @@ class Child:
         """Runs in the child, between fork and exec."""
         # A supervisor killed with SIGKILL would else leave its children behind, holding ports and memory.
         _LIBC.prctl(_PR_SET_PDEATHSIG, self.stop_signal)
-        # Triton's shared memory holds the last images: for nobody else on this machine to read.
-        os.umask(0o077)
 
     @property
     def pid(self) -> int | None:

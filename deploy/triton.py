@@ -90,13 +90,19 @@ def child(settings: Settings, environment: Mapping[str, str]) -> Child:
     return Child("Triton", command, settings.state_dir / "logs/triton.log", _environment(environment), clean)
 
 
-async def restart_without_stubs(server: Child) -> None:
-    """End the server when one of its stubs has died, so that it is started anew; runs until cancelled.
+async def watch(server: Child, settings: Settings) -> None:
+    """Do for the running server what it does not do for itself; runs until cancelled.
 
-    Triton 2.51 never replaces a dead stub: its model fails every request from then on, and still counts as ready.
+    Its shared memory, which holds the last images, is made readable for this account alone: it is created for everyone.
+    When a stub has died, the server is ended, so that it is started anew: Triton 2.51 never replaces a dead stub, fails
+    its model's requests from then on, and still calls the model ready.
     """
+    prefix = _memory_prefix(settings.state_dir)
     watched, most = None, 0
     while True:
+        for region in _SHARED_MEMORY.glob(f"{prefix}*"):  # noqa: ASYNC240  memory, not a disk
+            with contextlib.suppress(FileNotFoundError):
+                region.chmod(0o600)
         await asyncio.sleep(_STUB_POLL_S)
         if server.pid != watched:
             watched, most = server.pid, 0

@@ -136,6 +136,43 @@ def test_a_killed_supervisor_takes_its_children_along_and_the_next_start_is_clea
     assert own_stack.predict(sample.jpeg(1), key).body["id"] == first
 
 
+def test_a_start_cut_off_by_sigkill_leaves_no_stub_once_it_is_started_again(tmp_path: Path) -> None:
+    stack = Stack(tmp_path / "state")
+    cut_off = subprocess.Popen([DERMSERVE, "serve"], env=stack.environment, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 30
+    while not stubs_of(stack) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.3)  # into their imports: there Triton, which is told to end, leaves them behind
+    cut_off.kill()
+    cut_off.wait()
+    stack.start()
+    try:
+        ours = {process.pid for process in stack.processes()}
+        assert {process.pid for process in stubs_of(stack)} <= ours
+    finally:
+        stack.stop()
+    assert stubs_of(stack) == []
+
+
+def stubs_of(stack: Stack) -> list[psutil.Process]:
+    """The python stubs that work in this stack's state folder, whoever their parent is."""
+    found = []
+    for process in psutil.process_iter(["cmdline", "status"]):
+        first = (process.info["cmdline"] or [""])[0]
+        if first.startswith(str(stack.state_dir)) and process.info["status"] != psutil.STATUS_ZOMBIE:
+            found.append(process)
+    return found
+
+
+def test_shared_memory_is_for_no_other_account_to_read(stack: Stack, api_key: str) -> None:
+    """It holds the last images until others overwrite them."""
+    assert stack.predict(sample.jpeg(730), api_key).status == 201
+    names = {word for process in stubs_of(stack) for word in process.cmdline() if word.startswith("dermserve_")}
+    regions_of_ours = [SHARED_MEMORY / name for name in names if (SHARED_MEMORY / name).exists()]
+    assert len(regions_of_ours) == 4
+    assert all(region.stat().st_mode & 0o077 == 0 for region in regions_of_ours)
+
+
 def test_a_second_stack_on_the_same_state_is_refused_in_one_line(stack: Stack) -> None:
     second = stack.run("serve")
     assert second.returncode == 1
