@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode, v2
 
+from training.artifacts import RandomArtifacts
+
 Strength = Literal["none", "light", "full"]
 
 
@@ -44,11 +46,12 @@ class RandomJPEG(nn.Module):
         return torch.from_numpy(simplejpeg.decode_jpeg(data, colorspace="RGB")).permute(2, 0, 1)
 
 
-def augmentation(strength: Strength, side: int) -> nn.Module:
+def augmentation(strength: Strength, side: int, artifacts: float = 0.0) -> nn.Module:
     """The transform for training images: uint8 [3, H, W] → uint8 [3, side, side]. It draws from torch's global RNG.
 
     `light`: symmetries and a mild crop, for the `seed` preset. `full`: also zoom, aspect ratio, rotation, shear,
-    colour, blur, re-compression. Crops keep at least 45 % of the area, so the lesion stays in view.
+    colour, blur, re-compression, and with probability `artifacts` drawn hair, ink and the like. Crops keep at least
+    45 % of the area, so the lesion stays in view.
     """
     smooth = InterpolationMode.BILINEAR
     symmetries = [v2.RandomHorizontalFlip(), v2.RandomVerticalFlip(), RandomTranspose()]
@@ -63,6 +66,7 @@ def augmentation(strength: Strength, side: int) -> nn.Module:
         v2.RandomResizedCrop(side, (0.45, 1.0), (0.75, 4 / 3), smooth, antialias=True),
         *symmetries,
         v2.RandomApply([v2.RandomAffine(degrees=30, shear=8, interpolation=smooth)], 0.3),
+        RandomArtifacts(artifacts),
         v2.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2),
         v2.RandomApply([v2.ColorJitter(hue=0.03)], 0.3),
         v2.RandomApply([blur], 0.2),

@@ -35,19 +35,22 @@ def natural_weights(records: list[Record]) -> Weights:
     return np.full(len(records), 1 / len(records), np.float64)
 
 
-def balanced_weights(records: list[Record], melanoma_share: float, leaf_exponent: float) -> Weights:
+def balanced_weights(
+    records: list[Record], melanoma_share: float, leaf_exponent: float, source_exponent: float = 1.0
+) -> Weights:
     """Draw weights of images, float64 [N], sum 1, with the same share of melanoma in every source.
 
     The sources differ in their share of melanoma (HAM10000 11 %, ISIC 2020's copy 52 %), and so does their look;
-    evened out, recognising the source no longer lowers the loss. Each source keeps its share of all draws. The other
-    leaves of a source are drawn in proportion to count ** `leaf_exponent`.
+    evened out, recognising the source no longer lowers the loss. Sources are drawn in proportion to
+    count ** `source_exponent`, and so are the other leaves of a source by `leaf_exponent`.
     """
     sources: dict[str, Counter[int]] = defaultdict(Counter)
     for record in records:
         sources[record.source][record.target] += 1
+    sizes = {source: counts.total() ** source_exponent for source, counts in sources.items()}
     share: dict[tuple[str, int], float] = {}
     for source, counts in sources.items():
-        size = counts.total() / len(records)
+        size = sizes[source] / sum(sizes.values())
         others = {leaf: count**leaf_exponent for leaf, count in counts.items() if leaf != _MELANOMA}
         melanoma = 0.0 if _MELANOMA not in counts else melanoma_share if others else 1.0
         for leaf, count in counts.items():

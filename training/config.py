@@ -36,6 +36,7 @@ class Config(BaseModel):
     architecture: str = ARCHITECTURE
     pretrained: bool = True
     from_scratch_if_offline: bool = False
+    initial_weights: str | None = Field(None, description="Checkpoint to start from, e.g. of `dermserve inherit`.")
     drop_rate: float = Field(0.3, ge=0, lt=1)
     drop_path_rate: float = Field(0.2, ge=0, lt=1)
 
@@ -52,7 +53,9 @@ class Config(BaseModel):
     sampling: Literal["natural", "balanced"] = "balanced"
     melanoma_share: float = Field(0.3, gt=0, lt=1, description="Drawn share of melanoma within each source.")
     leaf_exponent: float = Field(0.75, ge=0, le=1, description="1: leaves as frequent as they are; 0: all alike.")
+    source_exponent: float = Field(1.0, ge=0, le=1, description="1: sources as frequent as they are; 0: all alike.")
     augmentation: Literal["none", "light", "full"] = "full"
+    artifacts: float = Field(0.3, ge=0, le=1, description="Chance of a drawn artefact on an image in training.")
 
     adapt_images: int = Field(2048, ge=0, description="Images at 300 px for the last BatchNorm statistics; 0: keep.")
     validation_images: int = Field(0, ge=0, description="At most so many per look between stages; 0: all.")

@@ -30,7 +30,7 @@ from training.augment import augmentation
 from training.config import Config, Stage, validated
 from training.evaluate import roc_auc, softmax
 from training.inference import predict
-from training.model import create_model, normalise, save_checkpoint, write_atomically
+from training.model import create_model, load_features, normalise, save_checkpoint, write_atomically
 from training.pixels import Pixels, reduced
 from training.schedule import Progress, Schedule
 
@@ -81,7 +81,10 @@ class Trainer:
             drop_rate=config.drop_rate,
             drop_path_rate=config.drop_path_rate,
             from_scratch_if_offline=config.from_scratch_if_offline,
-        ).to(device)
+        )
+        if config.initial_weights:
+            load_features(self.model, Path(config.initial_weights))
+        self.model.to(device)
         self.averaged = create_model(architecture=config.architecture).to(device).eval()
         self.averaged.load_state_dict(self.model.state_dict())
         self.optimizer = torch.optim.AdamW(_parameter_groups(self.model, config.weight_decay), lr=config.lr, fused=True)
@@ -253,7 +256,7 @@ class Trainer:
         epoch = 1000 * progress.stage + progress.epoch
         sampler = batches.EpochSampler(self.images.weights, config.seed, epoch, progress.batch * size)
         rows = np.arange(len(train)) if len(pixels) == len(train) else train
-        transform = augmentation(config.augmentation, stage.resolution)
+        transform = augmentation(config.augmentation, stage.resolution, config.artifacts)
         dataset = batches.TrainingImages(pixels, rows, self.images.targets[train], transform, config.seed)
         yield from DataLoader(
             dataset,

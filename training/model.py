@@ -96,6 +96,16 @@ def load_checkpoint(path: Path) -> tuple[nn.Module, dict[str, Any]]:
     Raises:
         StartupError: the file is missing, is no checkpoint of dermserve, or was trained for other leaves.
     """
+    content = _read(path)
+    metadata: dict[str, Any] = content["metadata"]
+    if tuple(metadata["leaves"]) != LEAVES:
+        raise StartupError(f"{path} was trained for the leaves {metadata['leaves']}, not for {list(LEAVES)}.")
+    model = create_model(architecture=metadata["architecture"])
+    model.load_state_dict(content["state_dict"])
+    return model.eval(), metadata
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
         # weights_only: a checkpoint is data, and loading one from a stranger must not run their code.
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -105,12 +115,22 @@ def load_checkpoint(path: Path) -> tuple[nn.Module, dict[str, Any]]:
         raise StartupError(f"{path} is not a readable checkpoint: {error}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT or "state_dict" not in content:
         raise StartupError(f"{path} is not a checkpoint of dermserve (format {FORMAT}).")
-    metadata: dict[str, Any] = content["metadata"]
-    if tuple(metadata["leaves"]) != LEAVES:
-        raise StartupError(f"{path} was trained for the leaves {metadata['leaves']}, not for {list(LEAVES)}.")
-    model = create_model(architecture=metadata["architecture"])
-    model.load_state_dict(content["state_dict"])
-    return model.eval(), metadata
+    return content
+
+
+def load_features(model: nn.Module, path: Path) -> None:
+    """Take everything but the last layer from the checkpoint at `path`: another run's, or one of `dermserve inherit`.
+
+    Raises:
+        StartupError: the file is missing, is no checkpoint of dermserve, or belongs to another architecture.
+    """
+    content = _read(path)
+    own = model.state_dict()
+    found = {name: tensor for name, tensor in content["state_dict"].items() if not name.startswith("classifier.")}
+    wanted = {name for name in own if not name.startswith("classifier.")}
+    if set(found) != wanted or any(own[name].shape != tensor.shape for name, tensor in found.items()):
+        raise StartupError(f"{path} holds the weights of another architecture.")
+    model.load_state_dict(own | found)
 
 
 def write_atomically(path: Path, content: dict[str, Any]) -> None:

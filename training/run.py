@@ -104,7 +104,7 @@ def weights(config: Config, records: list[Record]) -> batches.Weights:
     """Draw weights of the training images as the configuration wants them: float64 [N], sum 1."""
     if config.sampling == "natural":
         return batches.natural_weights(records)
-    return batches.balanced_weights(records, config.melanoma_share, config.leaf_exponent)
+    return batches.balanced_weights(records, config.melanoma_share, config.leaf_exponent, config.source_exponent)
 
 
 def metadata(config: Config) -> dict[str, Any]:
