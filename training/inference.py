@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import platform
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -41,3 +44,16 @@ def to_input(images: Pixels, device: torch.device) -> Tensor:
     """Uint8 [N, H, W, 3] → the network's input: normalised float32 [N, 3, H, W], channels last in memory."""
     tensor = torch.from_numpy(np.ascontiguousarray(images)).to(device).permute(0, 3, 1, 2)
     return normalise(tensor).contiguous(memory_format=torch.channels_last)
+
+
+def keep_memory() -> None:
+    """Let glibc keep freed blocks instead of giving them back to the system after every layer.
+
+    A layer's activations are larger than glibc's threshold for own mappings, so each is mapped, zeroed page by page
+    and unmapped again. On two cores that took a third of a training step at 128 px and most of inference at 300 px
+    (4 instead of 27 images/s).
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-4, 0)  # M_MMAP_MAX
+        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD

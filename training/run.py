@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
-import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +18,7 @@ from training import batches, datasets, splits, truth
 from training.config import Config, validated
 from training.datasets import Record
 from training.finish import Finisher
+from training.inference import keep_memory
 from training.loop import STATE, Images, Trainer, Watcher
 from training.pixels import ShowProgress, prepared, silent
 
@@ -63,7 +62,7 @@ def train(
         raise StartupError(f"{request.folder} already holds a run: pass --resume to go on, or another --out.")
     if config.threads:
         torch.set_num_threads(config.threads)
-    _keep_memory()
+    keep_memory()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     parts, tests = _parts(request, config, say)
     records = [*parts.train, *parts.validation]
@@ -163,16 +162,3 @@ def _limited(parts: splits.Split, limit: int, seed: int) -> splits.Split:
         parts.groups,
         f"{parts.origin}, {limit} training images of it",
     )
-
-
-def _keep_memory() -> None:
-    """Let glibc keep freed blocks instead of giving them back to the system after every layer.
-
-    A layer's activations are larger than glibc's threshold for own mappings, so each is mapped, zeroed page by page
-    and unmapped again. On two cores that took a third of a training step at 128 px and most of inference at 300 px
-    (4 instead of 27 images/s).
-    """
-    if platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
-        libc.mallopt(-4, 0)  # M_MMAP_MAX
-        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD

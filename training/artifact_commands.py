@@ -1,0 +1,46 @@
+"""The command `dermserve artifacts`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+_RUN = click.Path(exists=True, file_okay=False, path_type=Path)
+
+
+@click.command()
+@click.option("--data", type=_RUN, required=True, help="Folder with ISIC 2019 and/or ISIC 2020, as for training.")
+@click.option("--run", "runs", type=_RUN, multiple=True, required=True, help="A finished run; give it several times.")
+@click.option(
+    "--out", type=click.Path(dir_okay=False, path_type=Path), help="Also write the page (Markdown, plot, JSON)."
+)
+@click.option("--count", default=400, show_default=True, type=click.IntRange(20), help="Validation images to draw on.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Picks the images and the drawings.")
+def artifacts(data: Path, runs: tuple[Path, ...], out: Path | None, count: int, seed: int) -> None:
+    """Measure how far drawn hair, ink, rulers, patches, dark corners and bubbles move the melanoma probability.
+
+    Each artefact is drawn on validation images, whatever their diagnosis, and scored by each RUN with and without
+    removal: ROC-AUC, drift of the probability and changed referrals against the same images without it. Give one run
+    trained with `artifacts` in its configuration and one with `--set artifacts=0` to see what augmentation does.
+
+    \b
+    Examples:
+      dermserve artifacts --data ../shared/data --run runs/b3 --count 200
+      dermserve artifacts --data isic/ --run runs/with --run runs/without --out docs/artifacts.md
+    """
+    from rich.console import Console
+
+    from training import ablation, ablation_report
+    from training.inference import keep_memory
+
+    keep_memory()
+    console = Console(stderr=True)
+    loaded = [ablation.load(run) for run in runs]
+    found = ablation.validation(data, count, seed)
+    with ablation_report.progress(console) as show:
+        rows = ablation.measure(loaded, found, seed=seed, show=show)
+    Console().print(ablation_report.table(rows))
+    if out:
+        ablation_report.write(out, rows, loaded, found, seed)
+        click.echo(f"{out} is written")
