@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import tomllib
 from importlib.resources import files
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from dermserve.errors import StartupError
 from training.model import ARCHITECTURE
@@ -56,6 +56,13 @@ class Config(BaseModel):
     source_exponent: float = Field(1.0, ge=0, le=1, description="1: sources as frequent as they are; 0: all alike.")
     augmentation: Literal["none", "light", "full"] = "full"
     artifacts: float = Field(0.3, ge=0, le=1, description="Chance of a drawn artefact on an image in training.")
+    noise: float = Field(0.0, ge=0, le=1, description="Chance of sensor noise; with augmentation=full only.")
+    cutout: float = Field(0.0, ge=0, le=1, description="Chance of one erased rectangle; with augmentation=full only.")
+    mixup: float = Field(0.0, ge=0, description="Both parameters of the Beta that weighs two mixed images; 0: none.")
+
+    teacher: str | None = Field(None, description="A run's best.pt whose logits are matched; needs `distill`.")
+    distill: float = Field(0.0, ge=0, le=1, description="Weight of the teacher's logits against the labels.")
+    distill_temperature: float = Field(2.0, gt=0, description="Softens both distributions, 1: as they are.")
 
     adapt_images: int = Field(2048, ge=0, description="Images at 300 px for the last BatchNorm statistics; 0: keep.")
     validation_images: int = Field(0, ge=0, description="At most so many per look between stages; 0: all.")
@@ -68,6 +75,13 @@ class Config(BaseModel):
     checkpoint_minutes: float = Field(5, ge=0, description="Between two checkpoints within an epoch.")
     seed: int = 0
     wandb: Literal["disabled", "offline", "online"] = "offline"
+    wandb_images: int = Field(16, ge=0, description="Augmented training images shown in wandb at each stage's start.")
+
+    @model_validator(mode="after")
+    def _distillation_is_whole(self) -> Self:
+        if (self.teacher is None) != (self.distill == 0):
+            raise ValueError("distillation needs both teacher=CHECKPOINT and distill=WEIGHT above 0")
+        return self
 
     def to_json(self) -> str:
         """The resolved configuration as indented JSON."""
@@ -113,12 +127,16 @@ def validated(values: dict[str, Any]) -> Config:
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+        faults = "; ".join(": ".join([*_place(fault["loc"]), fault["msg"]]) for fault in error.errors())
         raise StartupError(f"The training configuration is not valid: {faults}.") from error
 
 
 def _folder() -> Any:
     return files("training").joinpath("presets")
+
+
+def _place(location: tuple[int | str, ...]) -> list[str]:
+    return [".".join(map(str, location))] if location else []
 
 
 def _value(text: str) -> Any:

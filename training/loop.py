@@ -19,18 +19,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.utils.data import DataLoader
 
 from dermserve.errors import StartupError
 from dermserve.image import SIDE
 from dermserve.labels import LEAVES
 from training import batches
-from training.augment import augmentation
+from training.augment import Chances, augmentation
 from training.config import Config, Stage, validated
 from training.evaluate import roc_auc, softmax
 from training.inference import predict
 from training.model import create_model, load_features, normalise, save_checkpoint, write_atomically
+from training.objective import Objective
 from training.pixels import Pixels, reduced
 from training.schedule import Progress, Schedule
 
@@ -53,13 +53,16 @@ class Images:
 class Watcher(Protocol):
     """Is told what happens: a terminal's progress bar, wandb, or a test."""
 
+    def samples(self, progress: Progress, images: Tensor) -> None:
+        """Augmented images, uint8 [N, 3, side, side], at the start of a stage and after resuming."""
+
     def step(self, progress: Progress, fraction: float, loss: float, lr: float) -> None: ...
 
     def look(self, entry: dict[str, Any]) -> None: ...
 
 
 class Trainer:
-    """One run in one folder; `fit` returns when all stages are done."""
+    """One run in one folder, new or resumed from its `last.pt`; `fit` returns when all stages are done."""
 
     def __init__(
         self,
@@ -71,30 +74,40 @@ class Trainer:
         *,
         device: torch.device,
         max_minutes: float | None = None,
+        resume: bool = False,
     ) -> None:
+        """Build or load weights and optimiser.
+
+        Raises:
+            StartupError: initial weights or a teacher cannot be had; or, to resume, there is no `last.pt`, or it belongs
+                to another configuration or other images.
+        """
         self.config, self.images, self.folder, self.metadata = config, images, folder, metadata
         self.watcher, self.device = watcher, device
         torch.manual_seed(batches.seed_for(config.seed, 0))
         self.model = create_model(
             architecture=config.architecture,
-            pretrained=config.pretrained,
+            pretrained=config.pretrained and not resume,
             drop_rate=config.drop_rate,
             drop_path_rate=config.drop_path_rate,
             from_scratch_if_offline=config.from_scratch_if_offline,
         )
-        if config.initial_weights:
+        if config.initial_weights and not resume:
             load_features(self.model, Path(config.initial_weights))
         self.model.to(device)
         self.averaged = create_model(architecture=config.architecture).to(device).eval()
         self.averaged.load_state_dict(self.model.state_dict())
+        self.objective = Objective(config, device)
         self.optimizer = torch.optim.AdamW(_parameter_groups(self.model, config.weight_decay), lr=config.lr, fused=True)
         self.schedule = Schedule(config, len(images.train), max_minutes)
         self.progress = Progress(seconds=[0.0] * len(config.stages))
         self._saved_at = time.monotonic()
         self._bad = 0
+        if resume:
+            self._resume()
 
     def save(self) -> None:
-        """Write `last.pt`, from which `resume` goes on."""
+        """Write `last.pt`, from which a run is resumed."""
         content = {
             "config": self.config.model_dump(),
             "progress": asdict(self.progress),
@@ -106,12 +119,7 @@ class Trainer:
         write_atomically(self.folder / STATE, content)
         self._saved_at = time.monotonic()
 
-    def resume(self) -> None:
-        """Go on from `last.pt`.
-
-        Raises:
-            StartupError: there is none, or it belongs to another configuration or other images.
-        """
+    def _resume(self) -> None:
         path = self.folder / STATE
         if not path.exists():
             raise StartupError(f"{self.folder} holds no {STATE} to resume from.")
@@ -140,8 +148,12 @@ class Trainer:
         started, before = time.monotonic(), progress.seconds[index]
         pixels = self._working_pixels(stage, self.images.train)
         _freeze(self.model, stage.frozen_blocks)
+        shown = False
         while self.schedule.stage_fraction(index, progress) < 1:
             for batch, targets in self._batches(stage, pixels):
+                if not shown:
+                    self.watcher.samples(progress, batch)
+                    shown = True
                 loss = self._step(batch, targets, stage)
                 progress.batch += 1
                 if math.isfinite(loss):  # a skipped step counts for the guard, not for the curve
@@ -167,7 +179,7 @@ class Trainer:
     def _step(self, images: Tensor, targets: Tensor, stage: Stage) -> float:
         progress, config = self.progress, self.config
         self.model.train()
-        torch.manual_seed(batches.seed_for(config.seed, 3, progress.step))  # dropout and stochastic depth
+        torch.manual_seed(batches.seed_for(config.seed, 3, progress.step))  # mixup, dropout, stochastic depth
         rate = self.schedule.learning_rate(progress)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -175,8 +187,7 @@ class Trainer:
         targets = targets.to(self.device, non_blocking=True)
         autocast = config.mixed_precision and self.device.type == "cuda"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=autocast):
-            logits = self.model(normalise(images))
-            loss = functional.cross_entropy(logits, targets, label_smoothing=config.label_smoothing)
+            loss = self.objective(self.model, normalise(images), targets)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
@@ -256,7 +267,8 @@ class Trainer:
         epoch = 1000 * progress.stage + progress.epoch
         sampler = batches.EpochSampler(self.images.weights, config.seed, epoch, progress.batch * size)
         rows = np.arange(len(train)) if len(pixels) == len(train) else train
-        transform = augmentation(config.augmentation, stage.resolution, config.artifacts)
+        chances = Chances(config.artifacts, config.noise, config.cutout)
+        transform = augmentation(config.augmentation, stage.resolution, chances)
         dataset = batches.TrainingImages(pixels, rows, self.images.targets[train], transform, config.seed)
         yield from DataLoader(
             dataset,

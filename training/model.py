@@ -118,12 +118,27 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
+def require_features(path: Path) -> None:
+    """Check that there is a checkpoint to start from, before anything that takes long.
+
+    Raises:
+        StartupError: the file is missing; the message names the ways to go on.
+    """
+    if not path.exists():
+        raise StartupError(
+            f"There are no initial weights at {path}: make them with `dermserve inherit --data DIR --out {path}`, or "
+            "start from timm's with --set initial_weights=null --set pretrained=true, or from random ones with "
+            "--set initial_weights=null."
+        )
+
+
 def load_features(model: nn.Module, path: Path) -> None:
     """Take everything but the last layer from the checkpoint at `path`: another run's, or one of `dermserve inherit`.
 
     Raises:
         StartupError: the file is missing, is no checkpoint of dermserve, or belongs to another architecture.
     """
+    require_features(path)
     content = _read(path)
     own = model.state_dict()
     found = {name: tensor for name, tensor in content["state_dict"].items() if not name.startswith("classifier.")}

@@ -20,6 +20,7 @@ from training.datasets import Record
 from training.finish import Finisher
 from training.inference import keep_memory
 from training.loop import STATE, Images, Trainer, Watcher
+from training.model import require_features
 from training.pixels import ShowProgress, prepared, silent
 
 CONFIG = "config.json"
@@ -60,6 +61,8 @@ def train(
     """
     if not request.resume and (request.folder / STATE).exists():
         raise StartupError(f"{request.folder} already holds a run: pass --resume to go on, or another --out.")
+    if config.initial_weights and not request.resume:
+        require_features(Path(config.initial_weights))  # now, not after minutes of preparing images
     if config.threads:
         torch.set_num_threads(config.threads)
     keep_memory()
@@ -76,9 +79,17 @@ def train(
     request.folder.mkdir(parents=True, exist_ok=True)
     (request.folder / CONFIG).write_text(config.to_json())
     limit = None if request.max_minutes is None else request.max_minutes * (1 - config.finish_share)
-    trainer = Trainer(config, images, request.folder, metadata(config), watcher, device=device, max_minutes=limit)
+    trainer = Trainer(
+        config,
+        images,
+        request.folder,
+        metadata(config),
+        watcher,
+        device=device,
+        max_minutes=limit,
+        resume=request.resume,
+    )
     if request.resume:
-        trainer.resume()
         say(f"Going on at step {trainer.progress.step}")
     trainer.fit()
     say(f"Trained on {trainer.progress.images:,} image passes; adapting, calibrating and measuring at {SIDE} px")

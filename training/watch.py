@@ -1,4 +1,4 @@
-"""What a run shows while it lasts: progress bars on the terminal, and curves in Weights & Biases."""
+"""What a run shows while it lasts: progress bars on the terminal, curves and pictures in Weights & Biases."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -15,6 +15,9 @@ from rich.progress import Progress as Bars
 
 from training.config import Config
 from training.schedule import Progress
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _AVERAGED_STEPS = 50
 _LINE_EVERY_STEPS = 200
@@ -51,6 +54,9 @@ class Terminal:
         """Print a line above the bars."""
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
+    def samples(self, progress: Progress, images: Tensor) -> None:
+        """See `loop.Watcher`: nothing is shown."""
+
     def step(self, progress: Progress, fraction: float, loss: float, rate: float) -> None:
         """See `loop.Watcher`."""
         self._losses.append(loss)
@@ -69,14 +75,19 @@ class Terminal:
 
 
 class WeightsAndBiases:
-    """Curves in wandb: nothing leaves the machine unless the configuration says `wandb="online"`."""
+    """Curves, and what the network is shown, in wandb; nothing leaves the machine unless it says `wandb="online"`.
+
+    A resumed run is a second part in the same group, for an offline part cannot be written on.
+    """
 
     def __init__(self, config: Config, folder: Path) -> None:
         import wandb  # imported only where it is wanted: it takes a second and starts a process
 
+        self._picture, self._count = wandb.Image, config.wandb_images
         self._run = wandb.init(
             project="dermserve",
             name=folder.name,
+            group=folder.name,
             dir=str(folder),
             mode=config.wandb if config.wandb != "disabled" else "disabled",
             config=config.model_dump(),
@@ -90,6 +101,15 @@ class WeightsAndBiases:
     ) -> None:
         self._run.finish(exit_code=0 if kind is None else 1)
 
+    def samples(self, progress: Progress, images: Tensor) -> None:
+        """See `loop.Watcher`: one picture of `wandb_images` training images as the network gets them."""
+        if self._count:
+            from torchvision.utils import make_grid
+
+            grid = make_grid(images[: self._count], nrow=math.ceil(math.sqrt(self._count)), pad_value=255)
+            picture = self._picture(grid.permute(1, 2, 0).numpy(), caption=f"stage {progress.stage + 1}")
+            self._run.log({"train/images": picture}, step=progress.step)
+
     def step(self, progress: Progress, fraction: float, loss: float, rate: float) -> None:
         """See `loop.Watcher`."""
         if progress.step % 10 == 0:
@@ -98,7 +118,7 @@ class WeightsAndBiases:
 
     def look(self, entry: dict[str, Any]) -> None:
         """See `loop.Watcher`."""
-        names = ("val_loss", "val_auc", "resolution", "epoch")
+        names = ("val_loss", "val_auc", "train_loss", "resolution", "epoch")
         self._run.log({f"validation/{name}": entry[name] for name in names}, step=entry["step"])
 
 
@@ -107,6 +127,11 @@ class Both:
 
     def __init__(self, *watchers: Terminal | WeightsAndBiases) -> None:
         self.watchers = watchers
+
+    def samples(self, progress: Progress, images: Tensor) -> None:
+        """See `loop.Watcher`."""
+        for watcher in self.watchers:
+            watcher.samples(progress, images)
 
     def step(self, progress: Progress, fraction: float, loss: float, rate: float) -> None:
         """See `loop.Watcher`."""

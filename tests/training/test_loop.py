@@ -4,10 +4,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from dermserve.errors import StartupError
 from dermserve.labels import LEAVES
-from training import loop
+from training import loop, objective
 from training.config import Config
 from training.model import load_checkpoint
 from training.schedule import Progress
@@ -28,6 +29,8 @@ METADATA = {"architecture": "test_efficientnet", "leaves": list(LEAVES), "input_
 
 
 class Silent:
+    def samples(self, progress: Progress, images: Tensor) -> None: ...
+
     def step(self, progress: Progress, fraction: float, loss: float, rate: float) -> None: ...
 
     def look(self, entry: dict[str, Any]) -> None: ...
@@ -52,10 +55,13 @@ def images() -> loop.Images:
     return loop.Images(pixels, targets, np.full(40, 1 / 40), np.arange(40), np.arange(40, 56))
 
 
-def trainer(folder: Path, images: loop.Images, watcher: Silent | None = None, **changes: Any) -> loop.Trainer:
+def trainer(
+    folder: Path, images: loop.Images, watcher: Silent | None = None, *, resume: bool = False, **changes: Any
+) -> loop.Trainer:
     folder.mkdir(exist_ok=True)
     config = Config.model_validate(VALUES | changes)
-    return loop.Trainer(config, images, folder, METADATA, watcher or Silent(), device=torch.device("cpu"))
+    device = torch.device("cpu")
+    return loop.Trainer(config, images, folder, METADATA, watcher or Silent(), device=device, resume=resume)
 
 
 def state(folder: Path) -> dict[str, Any]:
@@ -89,8 +95,7 @@ def test_a_run_killed_within_an_epoch_ends_bit_for_bit_like_an_uninterrupted_one
     with pytest.raises(KeyboardInterrupt):
         trainer(tmp_path / "killed", images, Killed(killed_after)).fit()
     torch.rand(killed_after)  # a new process has another random state
-    resumed = trainer(tmp_path / "killed", images)
-    resumed.resume()
+    resumed = trainer(tmp_path / "killed", images, resume=True)
     assert resumed.progress.step == killed_after
     resumed.fit()
     whole = state(tmp_path / "whole")
@@ -110,19 +115,19 @@ def test_another_seed_ends_elsewhere(tmp_path: Path, images: loop.Images) -> Non
 def test_a_checkpoint_of_other_images_or_settings_is_refused(tmp_path: Path, images: loop.Images) -> None:
     trainer(tmp_path, images, stages=[{"resolution": 32, "epochs": 0.2}]).fit()
     with pytest.raises(StartupError, match="another configuration"):
-        trainer(tmp_path, images, lr=1e-5).resume()
+        trainer(tmp_path, images, resume=True, lr=1e-5)
     others = loop.Images(images.pixels, images.targets[::-1], images.weights, images.train, images.validation)
     with pytest.raises(StartupError, match="other images"):
-        trainer(tmp_path, others, stages=[{"resolution": 32, "epochs": 0.2}]).resume()
+        trainer(tmp_path, others, resume=True, stages=[{"resolution": 32, "epochs": 0.2}])
     with pytest.raises(StartupError, match=r"no last\.pt"):
-        trainer(tmp_path / "none", images).resume()
+        trainer(tmp_path / "none", images, resume=True)
 
 
 def test_steps_that_are_not_finite_change_no_weight_and_then_end_the_run(
     tmp_path: Path, images: loop.Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = torch.nn.functional.cross_entropy
-    monkeypatch.setattr(loop.functional, "cross_entropy", lambda *a, **k: real(*a, **k) * torch.nan)
+    monkeypatch.setattr(objective.functional, "cross_entropy", lambda *a, **k: real(*a, **k) * torch.nan)
     broken = trainer(tmp_path, images, stages=[{"resolution": 32, "epochs": 30}])
     before = {name: parameter.clone() for name, parameter in broken.model.named_parameters()}
     with pytest.raises(StartupError, match="not finite 20 steps in a row"):
