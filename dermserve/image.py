@@ -23,7 +23,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageCms
 
-from dermserve import dicom, png
+from dermserve import artifacts, dicom, png
 from dermserve.errors import (
     ImageEmpty,
     ImageError,
@@ -128,16 +128,21 @@ def decode(data: bytes) -> Pixels:
         raise ImageUndecodable(f"The {kind.upper()} data is truncated or corrupt.") from error
 
 
-def prepare(data: bytes) -> Prepared:
+def prepare(data: bytes, *, remove_artifacts: bool = False) -> Prepared:
     """Decode, crop the frame and resize: the only way from bytes to what the network sees.
 
     The whole kept region is resized to a square without keeping its aspect ratio, as the square copies of the public
     data sets were; training varies the aspect ratio so that it carries no information.
 
+    Args:
+        data: an encoded JPEG, PNG or DICOM object.
+        remove_artifacts: paint hair over at the end (`artifacts.remove`), for weights that were trained so.
+
     Raises:
         ImageError: the image is refused; see `decode`.
     """
-    return fit(decode(data))
+    prepared = fit(decode(data))
+    return prepared._replace(pixels=artifacts.remove(prepared.pixels)) if remove_artifacts else prepared
 
 
 def fit(pixels: Pixels) -> Prepared:
@@ -194,17 +199,8 @@ def _extent(mask: NDArray[np.bool_], share: float) -> tuple[int, int, int, int] 
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
-def quality(pixels: Pixels) -> NDArray[np.float32]:
-    """Quality flags of a prepared image, float32 [4] in the order of `labels.QUALITY_FLAGS`, 0…1.
-
-    Not measured yet: always zeros, and the model card says so (`quality.measured` is false).
-    """
-    del pixels
-    return np.zeros(4, np.float32)
-
-
 @cache
-def preprocessing_hash() -> str:
+def preprocessing_hash(*, remove_artifacts: bool = False) -> str:
     """SHA-256 (hex) of what `prepare` makes of two fixed probe images.
 
     It pins behaviour, not source text: a comment may change, a different decoder or resize may not. The probes pass
@@ -213,7 +209,8 @@ def preprocessing_hash() -> str:
     """
     digest = hashlib.sha256()
     for name in ("probe.jpg", "probe.png"):
-        pixels, region = prepare(files("dermserve").joinpath("probes", name).read_bytes())
+        probe = files("dermserve").joinpath("probes", name).read_bytes()
+        pixels, region = prepare(probe, remove_artifacts=remove_artifacts)
         digest.update(pixels.tobytes())
         digest.update(np.asarray(region, "<f8").tobytes())
     return digest.hexdigest()

@@ -41,7 +41,10 @@ class OperatingPoint(_Part):
 
 
 class Measured(_Part):
-    """Whether a Triton output holds real values (`quality`, `ood`) or zeros, and the thresholds that apply."""
+    """Whether a Triton output holds real values (`quality`, `ood`) or zeros, and the thresholds that apply.
+
+    A flag is raised when its value reaches its threshold; an image is abstained on when `ood` exceeds its own.
+    """
 
     measured: bool = False
     thresholds: dict[str, float] = {}
@@ -58,6 +61,7 @@ class ModelCard(_Part):
     leaves: list[str]
     input_size: int
     preprocessing: str = Field(description="`image.preprocessing_hash()` of the code that trained the weights.")
+    remove_artifacts: bool = Field(False, description="Hair is painted over before the network sees the image.")
     weights_sha256: str = Field(description="SHA-256 of the exported ONNX file.")
     temperature: float = Field(gt=0)
     operating_points: dict[str, OperatingPoint]

@@ -1,0 +1,132 @@
+"""Quality flags of a prepared image: blurry, hairy, marker_pen, color_tint, the names that the ISIC Archive uses.
+
+They speak of the photograph, not of the lesion, and need no network: whole-array arithmetic on 300×300 pixels. Each
+score is 0…1 and reaches ½ where the flag is raised; `docs/abstention.md` says on how many images of the public sets.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFilter
+
+from dermserve import artifacts
+from dermserve.labels import QUALITY_FLAGS
+
+Pixels = NDArray[np.uint8]
+
+THRESHOLDS: Final = dict.fromkeys(QUALITY_FLAGS, 0.5)
+"""What goes into a model card: a flag is raised from here on."""
+
+_PLANE: Final = 0.5
+"""Ratio of the steps between means of 2×2 pixels to those between means of 4×4 where there is no detail at all."""
+_DETAIL: Final = 0.045
+"""What the ratio exceeds `_PLANE` by at the flag. Images of 200×150 pixels enlarged to 300 keep more than that."""
+_LUMA: Final = np.array([0.299, 0.587, 0.114], np.float32)
+_HAIR: Final = 0.06
+"""Share of the picture under hair at the flag."""
+_INK: Final = 0.0025
+"""Share of the picture under ink at the flag."""
+_INK_BLUER: Final = 0.30
+"""How much larger ln(B/R) or ln(G/R) is in ink than in the skin at the picture's rim."""
+_INK_CHROMA: Final = 25
+"""Grey levels between an ink's largest and smallest channel; rulers, glass and scales have less."""
+_INK_WIDTH: Final = 45
+"""Pixels: wider spots of colour are stickers, not strokes."""
+# Median colour of 11,220 training images as ln(R/G), ln(B/G): mean and standard deviation; the two are uncorrelated.
+_SKIN: Final = np.array([[0.288, 0.014], [0.171, 0.098]], np.float32)
+_TINT: Final = 4.2
+"""Standard deviations from the mean colour at the flag."""
+
+
+def measure(pixels: Pixels) -> NDArray[np.float32]:
+    """Scores of a prepared image (uint8 [300, 300, 3]): float32 [4] in the order of `labels.QUALITY_FLAGS`, 0…1."""
+    scores = (_blurry(pixels), _hairy(pixels), _marker_pen(pixels), _color_tint(pixels))
+    return np.array(scores, np.float32)
+
+
+def _blurry(pixels: Pixels) -> float:
+    """How little detail the picture has against its coarse structure, so that a smooth lesion is not called blurry.
+
+    Steps between means of 2×2 pixels are compared with steps between means of 4×4: a plane or anything blurred has half
+    of them, edges and texture have more. Single pixels would measure the noise and blocks of JPEG instead.
+    """
+    grey = _grey(pixels)
+    excess = max(0.0, _steps(_reduced(grey, 2)) / (_steps(_reduced(grey, 4)) + 0.1) - _PLANE)
+    return _DETAIL / (_DETAIL + excess)
+
+
+def _hairy(pixels: Pixels) -> float:
+    share = float(artifacts.hair(pixels).mean())
+    return share / (share + _HAIR)
+
+
+def _marker_pen(pixels: Pixels) -> float:
+    """Strokes and dots that are far bluer or greener than the skin at the rim. The middle does not count: that is where
+    the lesion is, and blue naevi and veils are blue, too.
+    """
+    small = np.asarray(Image.fromarray(pixels).reduce(2))
+    colour = small.astype(np.float32) + 1
+    seen = small.max(axis=2) > 40  # black says nothing about colour
+    rim = seen & ~_middle(seen.shape, 0.9)
+    if rim.mean() < 0.02:
+        return 0.0
+    bluer, greener = np.log(colour[..., 2] / colour[..., 0]), np.log(colour[..., 1] / colour[..., 0])
+    ink = (
+        seen
+        & (colour.max(axis=2) - colour.min(axis=2) > _INK_CHROMA)
+        & (
+            ((bluer - np.median(bluer[rim]) > _INK_BLUER) & (bluer > 0))
+            | ((greener - np.median(greener[rim]) > _INK_BLUER) & (greener > 0))
+        )
+    )
+    strokes = ink & ~_opened(ink, _INK_WIDTH // 2) & ~_middle(ink.shape, 0.5)
+    share = float(strokes.mean())
+    return share / (share + _INK)
+
+
+def _color_tint(pixels: Pixels) -> float:
+    coarse = pixels[::4, ::4].reshape(-1, 3)
+    lit = coarse[coarse.max(axis=1) > 60]
+    if len(lit) < len(coarse) // 10:
+        lit = coarse
+    red, green, blue = np.median(lit, axis=0).astype(np.float32) + 1
+    chroma = np.array([np.log(red / green), np.log(blue / green)], np.float32)
+    away = float(np.linalg.norm((chroma - _SKIN[0]) / _SKIN[1]))
+    return away**4 / (away**4 + _TINT**4)
+
+
+def _grey(pixels: Pixels) -> NDArray[np.float32]:
+    grey: NDArray[np.float32] = pixels @ _LUMA  # ITU-R BT.601; not rounded, because steps of less than a level count
+    return grey
+
+
+def _reduced(grey: NDArray[np.float32], factor: int) -> NDArray[np.float32]:
+    height, width = grey.shape[0] // factor, grey.shape[1] // factor
+    blocks = grey[: height * factor, : width * factor].reshape(height, factor, width, factor)
+    means: NDArray[np.float32] = blocks.mean(axis=(1, 3))
+    return means
+
+
+def _steps(grey: NDArray[np.float32]) -> float:
+    """Root mean square difference between neighbours, in grey levels."""
+    return float(np.sqrt(np.square(np.diff(grey, axis=0)).mean() + np.square(np.diff(grey, axis=1)).mean()))
+
+
+def _opened(mask: NDArray[np.bool_], side: int) -> NDArray[np.bool_]:
+    """The part of the mask that a square of `side` pixels fits into, grown back."""
+    picture = Image.fromarray(mask.astype(np.uint8) * 255)
+    size = side // 2 * 2 + 1
+    # A box mean of 255 says that the whole square is set: far quicker than a minimum over as many pixels.
+    core = np.asarray(picture.filter(ImageFilter.BoxBlur(size // 2))) == 255
+    grown = Image.fromarray(core.astype(np.uint8) * 255).filter(ImageFilter.BoxBlur(size // 2 + 3))
+    return np.asarray(grown) > 0
+
+
+def _middle(shape: tuple[int, ...], radius: float) -> NDArray[np.bool_]:
+    """An ellipse around the middle; `radius` 1 touches the edges."""
+    down, right = np.ogrid[-1 : 1 : shape[0] * 1j, -1 : 1 : shape[1] * 1j]
+    inside: NDArray[np.bool_] = down**2 + right**2 < radius**2
+    return inside
