@@ -40,9 +40,9 @@ def groups(dataset: Dataset) -> dict[str, str]:
         return node
 
     for record in dataset.records:
-        for key in (record.patient, record.lesion):
-            if key:
-                parent[root(f"{record.dataset}:{key}")] = root(record.name)
+        for what, key in (("patient", record.patient), ("lesion", record.lesion)):
+            if key:  # official ids are unique across the sets, and HAM10000's lesions stand in ISIC 2019, too
+                parent[root(f"{what}:{key}")] = root(record.name)
     names = {record.name for record in dataset.records}
     for first, second in dataset.duplicates:
         if first in names and second in names:
@@ -68,6 +68,40 @@ def split(dataset: Dataset, *, given: Path | None = None, fraction: float = 0.15
     return result
 
 
+def folds(dataset: Dataset, count: int, *, seed: int = 0) -> list[Split]:
+    """Divide into `count` folds of groups, stratified by source and leaf; each is the validation part of one split.
+
+    Where a group holds images with a `fold` of their own (the tfrecord of the Kaggle layout), it goes where they say:
+    fold tfrecord mod `count`, so that several tfrecords make a fold.
+
+    Raises:
+        StartupError: a group stands in two folds (its tfrecords disagree), or a fold stays empty.
+    """
+    group_of, members = groups(dataset), defaultdict[str, list[Record]](list)
+    for record in dataset.records:
+        members[group_of[record.name]].append(record)
+    total = Counter((record.source, record.leaf) for record in dataset.records)
+    taken = [Counter[tuple[str, str]]() for _ in range(count)]
+    fold_of: dict[str, int] = {}
+    for group in _order(members, seed):
+        strata = Counter((record.source, record.leaf) for record in members[group])
+        said = [record.fold % count for record in members[group] if record.fold is not None]
+
+        def want(fold: int, strata: Counter[tuple[str, str]] = strata) -> float:
+            return sum(number * (1 / count - taken[fold][key] / total[key]) for key, number in strata.items())
+
+        chosen = said[0] if said else max(range(count), key=want)
+        taken[chosen] += strata
+        fold_of |= {record.name: chosen if record.fold is None else record.fold % count for record in members[group]}
+    result = []
+    for fold in range(count):
+        train = [record for record in dataset.records if fold_of[record.name] != fold]
+        validation = [record for record in dataset.records if fold_of[record.name] == fold]
+        result.append(Split(train, validation, group_of, f"fold {fold + 1} of {count}, seed {seed}"))
+        assert_disjoint(result[-1])
+    return result
+
+
 def assert_disjoint(result: Split) -> None:
     """Refuse a division in which a group stands in both parts, or one part is empty."""
     if not result.train or not result.validation:
@@ -88,13 +122,10 @@ def _own(dataset: Dataset, fraction: float, seed: int) -> Split:
     members: dict[str, list[Record]] = defaultdict(list)
     for record in dataset.records:
         members[group_of[record.name]].append(record)
-    order = sorted(members)
-    Random(seed).shuffle(order)  # noqa: S311 - reproducible, not secret
-    order.sort(key=lambda group: -len(members[group]))  # large groups first, while there is room to even them out
     total = Counter((record.source, record.leaf) for record in dataset.records)
     taken: Counter[tuple[str, str]] = Counter()
     chosen: set[str] = set()
-    for group in order:
+    for group in _order(members, seed):
         strata = Counter((record.source, record.leaf) for record in members[group])
         want = sum(count * (fraction * total[key] - taken[key]) / total[key] for key, count in strata.items())
         too_much = sum(count * count / total[key] for key, count in strata.items()) / 2
@@ -107,6 +138,13 @@ def _own(dataset: Dataset, fraction: float, seed: int) -> Split:
         group_of,
         f"{fraction:.0%} of the groups, seed {seed}",
     )
+
+
+def _order(members: dict[str, list[Record]], seed: int) -> list[str]:
+    """Groups in random order, but large ones first, while there is room to even them out."""
+    order = sorted(members)
+    Random(seed).shuffle(order)  # noqa: S311 - reproducible, not secret
+    return sorted(order, key=lambda group: -len(members[group]))
 
 
 def _given(dataset: Dataset, path: Path) -> Split:
