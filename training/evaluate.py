@@ -1,42 +1,24 @@
-"""Figures of merit for melanoma against the rest, with 95 % intervals; NumPy and scikit-learn only."""
+"""Thresholds, calibration and resamples: what is fixed on validation images and how sure it is. Needs no torch."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
+from sklearn.metrics import roc_curve
 
 from dermserve.model_card import Estimate, OperatingPoint
+from training.metrics import FIGURES, Bootstrap, Scores, Truth, estimate, measure
 
-Truth = NDArray[np.bool_]
-Scores = NDArray[np.floating[Any]]
-Metric = Callable[[Truth, Scores], float]
+__all__ = ["measure"]  # besides what is defined here: one module to import figures and thresholds from
 
 
 def roc_auc(truth: Truth, scores: Scores) -> float:
     """Area under the ROC curve; NaN where there are no positives or no negatives."""
-    if truth.all() or not truth.any():
-        return math.nan
-    return float(roc_auc_score(truth, scores))
-
-
-def average_precision(truth: Truth, scores: Scores) -> float:
-    """Average precision (area under the precision-recall steps); NaN where there are no positives or no negatives."""
-    if truth.all() or not truth.any():
-        return math.nan
-    return float(average_precision_score(truth, scores))
-
-
-def specificity_at_sensitivity(truth: Truth, scores: Scores, sensitivity: float = 0.95) -> float:
-    """The best specificity of any threshold that reaches `sensitivity` (0…1); NaN where one class is missing."""
-    if truth.all() or not truth.any():
-        return math.nan
-    false_positives, true_positives, _ = roc_curve(truth, scores, drop_intermediate=False)
-    return float(1 - false_positives[true_positives >= sensitivity].min())
+    return FIGURES["roc_auc"].value(truth, scores)
 
 
 def sensitivity(truth: Truth, scores: Scores, threshold: float) -> float:
@@ -49,18 +31,8 @@ def specificity(truth: Truth, scores: Scores, threshold: float) -> float:
     return float((scores[~truth] < threshold).mean()) if not truth.all() else math.nan
 
 
-METRICS: dict[str, Metric] = {
-    "roc_auc": roc_auc,
-    "average_precision": average_precision,
-    "specificity_at_95_sensitivity": specificity_at_sensitivity,
-}
-
-
 def resamples(groups: Sequence[str], count: int, seed: int = 0) -> list[NDArray[np.int64]]:
-    """Bootstrap resamples of images by group: each draws as many groups as there are, with all their images.
-
-    Images of one lesion or patient resemble each other; drawing them singly would make intervals too narrow.
-    """
+    """The resamples of `metrics.Bootstrap` as rows: each draws as many groups as there are, with all their images."""
     _, group = np.unique(np.asarray(groups), return_inverse=True)
     order = np.argsort(group, kind="stable")
     members = np.split(order, np.cumsum(np.bincount(group))[:-1])
@@ -68,33 +40,26 @@ def resamples(groups: Sequence[str], count: int, seed: int = 0) -> list[NDArray[
     return [np.concatenate([members[i] for i in rng.integers(len(members), size=len(members))]) for _ in range(count)]
 
 
-def estimate(metric: Metric, truth: Truth, scores: Scores, samples: list[NDArray[np.int64]]) -> Estimate:
-    """A metric and its 95 % percentile interval over bootstrap `samples` (those on which it is not defined are skipped)."""
-    values = np.array([metric(truth[sample], scores[sample]) for sample in samples])
-    values = values[np.isfinite(values)]
-    low, high = np.percentile(values, [2.5, 97.5]) if values.size else (math.nan, math.nan)
-    return Estimate(
-        value=metric(truth, scores), low=float(low), high=float(high), images=len(truth), positives=int(truth.sum())
-    )
-
-
-def measure(truth: Truth, scores: Scores, groups: Sequence[str], *, bootstrap: int = 1000) -> dict[str, Estimate]:
-    """All of `METRICS` with intervals. `truth`: bool [N], `scores`: P(melanoma) [N], `groups`: lesion or patient [N]."""
-    samples = resamples(groups, bootstrap)
-    return {name: estimate(metric, truth, scores, samples) for name, metric in METRICS.items()}
-
-
 def threshold_for_sensitivity(truth: Truth, scores: Scores, wanted: float) -> float:
-    """The largest threshold at which at least the share `wanted` of the positives is referred (score ≥ threshold)."""
+    """A threshold at which the share `wanted` of the positives is referred (score ≥ threshold), and as few others.
+
+    Every threshold between the last score that must be referred and the next lower one does the same here; the middle
+    is taken, so that rounding in another runtime moves no image across it.
+    """
     positives = np.sort(scores[truth])[::-1]
-    return float(positives[math.ceil(wanted * len(positives) - 1e-9) - 1])
+    return _below(float(positives[math.ceil(wanted * len(positives) - 1e-9) - 1]), scores)
 
 
 def balanced_threshold(truth: Truth, scores: Scores) -> float:
     """The threshold with the largest sensitivity + specificity (Youden's index)."""
     false_positives, true_positives, thresholds = roc_curve(truth, scores, drop_intermediate=False)
     best = int(np.argmax(true_positives - false_positives))
-    return float(min(thresholds[best], 1.0))  # scikit-learn's first threshold is infinite
+    return _below(float(min(thresholds[best], 1.0)), scores)  # scikit-learn's first threshold is infinite
+
+
+def _below(threshold: float, scores: Scores) -> float:
+    lower = scores[scores < threshold]
+    return (threshold + float(lower.max())) / 2 if lower.size else threshold
 
 
 def operating_points(
@@ -106,21 +71,33 @@ def operating_points(
         "sensitivity_90": threshold_for_sensitivity(truth, scores, 0.90),
         "balanced": balanced_threshold(truth, scores),
     }
-    samples = resamples(groups, bootstrap)
-    return {
-        name: OperatingPoint(threshold=threshold, data=data, **at_threshold(truth, scores, threshold, samples))
-        for name, threshold in thresholds.items()
-    }
+    return at_thresholds(truth, scores, groups, thresholds, data, bootstrap=bootstrap)
 
 
-def at_threshold(
-    truth: Truth, scores: Scores, threshold: float, samples: list[NDArray[np.int64]]
-) -> dict[str, Estimate]:
-    """Sensitivity and specificity of one threshold, with intervals."""
-    return {
-        "sensitivity": estimate(lambda t, s: sensitivity(t, s, threshold), truth, scores, samples),
-        "specificity": estimate(lambda t, s: specificity(t, s, threshold), truth, scores, samples),
-    }
+def at_thresholds(
+    truth: Truth,
+    scores: Scores,
+    groups: Sequence[str],
+    thresholds: dict[str, float],
+    data: str,
+    *,
+    bootstrap: int = 1000,
+    seed: int = 0,
+) -> dict[str, OperatingPoint]:
+    """Sensitivity and specificity that given thresholds reach on these images, with intervals. `data` names them."""
+    drawn = Bootstrap.of(groups, bootstrap, seed)
+    size = len(truth), int(truth.sum())
+    found = {}
+    for name, threshold in thresholds.items():
+        refer = scores >= threshold
+        reached: dict[str, Estimate] = {
+            "sensitivity": estimate(sensitivity(truth, scores, threshold), drawn.ratios(refer & truth, truth), *size),
+            "specificity": estimate(
+                specificity(truth, scores, threshold), drawn.ratios(~refer & ~truth, ~truth), *size
+            ),
+        }
+        found[name] = OperatingPoint(threshold=threshold, data=data, **reached)
+    return found
 
 
 def softmax(logits: NDArray[np.floating[Any]], temperature: float = 1.0) -> NDArray[np.float64]:

@@ -18,15 +18,17 @@ from dermserve import __version__
 from dermserve.errors import StartupError
 from dermserve.image import SIDE, preprocessing_hash
 from dermserve.labels import LEAVES
-from dermserve.model_card import Estimate
-from training import batches, card
+from dermserve.model_card import SeenImages
+from training import batches, card, report_data, subgroups
 from training.adapt import add_to_bias, prior_shift, reestimate_batch_norm
 from training.config import Config
-from training.evaluate import fit_temperature, measure, operating_points, softmax
+from training.evaluate import fit_temperature, operating_points, softmax
 from training.inference import predict
 from training.loop import BEST, Images
 from training.model import load_checkpoint, save_checkpoint
 from training.pixels import ShowProgress, prepared, silent
+from training.report import Examiner
+from training.report_data import LabelledSet
 from training.schedule import Progress
 from training.splits import Split
 from training.truth import TestSet
@@ -68,17 +70,13 @@ class Finisher:
         # softmax(z/T + shift) = softmax((z + T·shift)/T): the graph divides by T last.
         add_to_bias(model, temperature * shift)
         logits = logits + temperature * shift
-        truth, scores = targets == MELANOMA, softmax(logits, temperature)[:, MELANOMA]
+        chances = softmax(logits, temperature)
+        truth, scores = targets == MELANOMA, chances[:, MELANOMA]
         if truth.all() or not truth.any():
             raise StartupError("Thresholds need validation images with and without melanoma; use more images.")
         groups = [self.parts.groups[record.name] for record in self.parts.validation]
         points = operating_points(truth, scores, groups, "the validation images", bootstrap=self.config.bootstrap)
-        metrics = self._validation_metrics(truth, scores, groups)
-        for test in self.tests:
-            if (
-                len(set(test.labels.melanoma.values())) == 2
-            ):  # an AUC needs both; such a set is no reason to lose the run
-                metrics[test.name] = self._test_metrics(model, temperature, test)
+        measured = self._measured(model, temperature, chances, {name: p.threshold for name, p in points.items()})
         found = {"preprocessing": preprocessing_hash(), "temperature": temperature}
         content = {
             "name": "melanoma",
@@ -89,9 +87,13 @@ class Finisher:
             "input_size": SIDE,
             **found,
             "operating_points": {name: point.model_dump() for name, point in points.items()},
-            "metrics": {data: {k: v.model_dump() for k, v in some.items()} for data, some in metrics.items()},
+            **measured,
+            "seen": SeenImages.of(
+                (record.name for record in self.parts.train), (record.name for record in self.parts.validation)
+            ).model_dump(),
             **self._account(adapted),
         }
+        # Whatever else the card knows of the finished weights (`ood`, `quality`) is added here, before it is written.
         save_checkpoint(self.folder / FINAL, model, metadata | found)
         (self.folder / CARD).write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
         return self.folder / FINAL
@@ -99,29 +101,34 @@ class Finisher:
     def _logits(self, model: nn.Module, pixels: Any, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         return predict(model, pixels, rows, SIDE, self.device, show=self.show)
 
-    def _validation_metrics(
-        self, truth: NDArray[np.bool_], scores: NDArray[np.float64], groups: list[str]
-    ) -> dict[str, dict[str, Estimate]]:
-        """Figures of all validation images, and of each source that has images with and without melanoma."""
-        found = {"val": measure(truth, scores, groups, bootstrap=self.config.bootstrap)}
-        sources = np.array([record.source for record in self.parts.validation])
-        for source in sorted(set(sources)):
-            rows = np.flatnonzero(sources == source)
-            if truth[rows].any() and not truth[rows].all():
-                some = [groups[row] for row in rows]
-                found[f"val/{source}"] = measure(truth[rows], scores[rows], some, bootstrap=self.config.bootstrap)
-        return found
+    def _measured(
+        self, model: nn.Module, temperature: float, chances: NDArray[np.float64], thresholds: dict[str, float]
+    ) -> dict[str, Any]:
+        """The card's `metrics` and `evaluations`: of the validation images, each of their sources, and the test sets."""
+        sets = [report_data.test_set(test) for test in self.tests]
+        sets = [test for test in sets if 0 < test.truth.mean() < 1]  # an AUC needs both; no reason to lose the run
+        validation = report_data.validation_set(self.parts.validation, self.parts.groups)
+        paths = [path for labelled in (validation, *sets) for path in labelled.paths]
+        examiner = Examiner(thresholds, subgroups.read_around(paths), self.config.bootstrap)
+        found = examiner.examine(validation.scored(chances))
+        for test in sets:
+            found |= examiner.examine(test.scored(self._chances(model, temperature, test)))
+        return {
+            "metrics": {name: {k: v.model_dump() for k, v in one.metrics.items()} for name, one in found.items()},
+            "evaluations": {name: one.evaluation.model_dump() for name, one in found.items()},
+            "measured": f"PyTorch {torch.__version__} on {self.device.type}, before export",
+        }
 
-    def _test_metrics(self, model: nn.Module, temperature: float, test: TestSet) -> dict[str, Estimate]:
+    def _chances(self, model: nn.Module, temperature: float, test: LabelledSet) -> NDArray[np.float64]:
         pixels = prepared(test.paths, self.cache, show=self.show)
-        logits = self._logits(model, pixels, np.arange(len(pixels)))
-        names = list(test.labels.melanoma)
-        truth = np.array([test.labels.melanoma[name] for name in names])
-        groups = [test.labels.groups[name] for name in names]
-        return measure(truth, softmax(logits, temperature)[:, MELANOMA], groups, bootstrap=self.config.bootstrap)
+        return softmax(self._logits(model, pixels, np.arange(len(pixels))), temperature)
 
     def _account(self, adapted: int) -> dict[str, Any]:
-        account = card.training(self.config, self.parts, self.state, self.device.type, adapted)
+        start = Path(self.config.initial_weights) if self.config.initial_weights else None
+        origin = load_checkpoint(start)[1] if start and start.exists() else None
+        account = card.training(
+            self.config, self.parts, self.state, self.device.type, batch_norm_images=adapted, origin=origin
+        )
         account["drawn_leaves"] = _by_leaf(batches.leaf_distribution(self.parts.train, self.images.weights))
         return {
             "training": account,

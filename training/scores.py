@@ -5,65 +5,85 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from dermserve.errors import StartupError
 from dermserve.labels import CSV_HEADER
-from dermserve.model_card import Estimate, OperatingPoint
-from training.evaluate import at_threshold, measure, resamples
-from training.truth import Labels, read_labels, read_rows, stem
+from dermserve.model_card import OperatingPoint, SeenImages
+from training import report_data, subgroups
+from training.report import TEST, VALIDATION, Found, Scored
+from training.subgroups import Subject
+from training.truth import read_rows, stem
 
+OTHER = "other"
 _SHOWN = 5
 _POINTS = TypeAdapter(dict[str, OperatingPoint])
+TrainingImages = Literal["refuse", "leave-out", "allow"]
+"""What becomes of images that the weights were trained on: their figures would say nothing about new images."""
 
 
 @dataclass(frozen=True)
 class Joined:
-    """Predictions with their labels: `truth` bool [N], `scores` P(melanoma) float64 [N], `groups` [N].
+    """Predictions with their labels, and what is known of the people.
 
-    `left_out` counts images that only one of both files has.
+    `left_out` counts images that only one of both files has; `notes` are for people.
     """
 
-    truth: NDArray[np.bool_]
-    scores: NDArray[np.float64]
-    groups: list[str]
-    left_out: int = 0
+    images: Scored
+    subjects: dict[str, Subject]
+    left_out: int
+    notes: list[str]
 
 
-def join(predictions: Path, labels: Path, *, partial: bool = False) -> Joined:
+def join(
+    predictions: Path,
+    labels: Path,
+    *,
+    partial: bool = False,
+    seen: SeenImages | None = None,
+    training_images: TrainingImages = "refuse",
+) -> Joined:
     """Match predictions and labels by file stem.
 
     Args:
         predictions: CSV with exactly the columns of `labels.CSV_HEADER`.
-        labels: see `truth.read_labels`.
+        labels: see `truth.read_labels`; or a data folder as for training, of which the scored images are taken.
         partial: score the images that are in both, instead of refusing where one file has more.
+        seen: the images that the weights have seen, where the card knows.
+        training_images: what becomes of those that the weights were trained on.
 
     Raises:
         StartupError: a header is wrong, an image stands twice, an image lacks its counterpart, a probability is not in
-            0…1, or the labels hold no melanoma or nothing else.
+            0…1, images were trained on, or the labels hold no melanoma or nothing else.
     """
     scores = read_predictions(predictions)
-    truth: Labels = read_labels(labels)
+    truth, sources = report_data.read_labels(labels)
     unlabelled = [name for name in scores if name not in truth.melanoma]
     unscored = [name for name in truth.melanoma if name not in scores]
     if not partial:
         _refuse(unlabelled, f"{predictions} scores", f"have no label in {labels}")
-        _refuse(unscored, f"{labels} labels", f"have no prediction in {predictions}")
+        if labels.is_file():
+            _refuse(unscored, f"{labels} labels", f"have no prediction in {predictions}")
     names = [name for name in truth.melanoma if name in scores]
     if not names:
         raise StartupError(f"{predictions} and {labels} have no image in common.")
-    joined = Joined(
+    names, role, notes = _unseen(names, seen, training_images)
+    images = Scored(
+        labels.name,
+        role,
+        names,
         np.array([truth.melanoma[name] for name in names]),
         np.array([scores[name] for name in names]),
         [truth.groups[name] for name in names],
-        len(unlabelled) + len(unscored),
+        sources=[sources.get(name, OTHER) for name in names] if sources else (),
     )
-    if joined.truth.all() or not joined.truth.any():
+    if images.truth.all() or not images.truth.any():
         raise StartupError(f"{labels} needs both melanomas and other images for these figures to have a meaning.")
-    return joined
+    left_out = len(unlabelled) + (len(unscored) if labels.is_file() else 0)
+    return Joined(images, subgroups.read(labels), left_out, notes)
 
 
 def read_predictions(path: Path) -> dict[str, float]:
@@ -85,36 +105,25 @@ def read_predictions(path: Path) -> dict[str, float]:
     return scores
 
 
-@dataclass(frozen=True)
-class Report:
-    """The figures: `metrics` by name, and sensitivity and specificity by operating point's name."""
-
-    metrics: dict[str, Estimate]
-    points: dict[str, OperatingPoint]
-    left_out: int
-
-    def to_json(self) -> str:
-        """The report as indented JSON."""
-        content = {
-            "metrics": {name: figure.model_dump() for name, figure in self.metrics.items()},
-            "operating_points": {name: point.model_dump() for name, point in self.points.items()},
-            "left_out": self.left_out,
-        }
-        return json.dumps(content, indent=2) + "\n"
-
-
-def report(joined: Joined, points: dict[str, OperatingPoint], data: str, *, bootstrap: int = 1000) -> Report:
-    """Metrics of the joined images, and what the card's thresholds reach on them. `data` names the images."""
-    samples = resamples(joined.groups, bootstrap)
-    reached = {
-        name: OperatingPoint(
-            threshold=point.threshold,
-            data=data,
-            **at_threshold(joined.truth, joined.scores, point.threshold, samples),
-        )
-        for name, point in points.items()
+def to_json(found: dict[str, Found], joined: Joined) -> str:
+    """The figures as indented JSON: `metrics`, `operating_points` and what else was measured; `sources` have the same."""
+    whole = found[joined.images.name]
+    content = {
+        **_content(whole),
+        "sources": {
+            name.removeprefix(f"{joined.images.name}/"): _content(one)
+            for name, one in found.items()
+            if one is not whole
+        },
+        "left_out": joined.left_out,
+        "notes": joined.notes,
     }
-    return Report(measure(joined.truth, joined.scores, joined.groups, bootstrap=bootstrap), reached, joined.left_out)
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
+def _content(found: Found) -> dict[str, Any]:
+    metrics = {name: figure.model_dump() for name, figure in found.metrics.items()}
+    return {"metrics": metrics, **found.evaluation.model_dump()}
 
 
 def card_points(path: Path) -> dict[str, OperatingPoint]:
@@ -123,16 +132,66 @@ def card_points(path: Path) -> dict[str, OperatingPoint]:
     Raises:
         StartupError: the file is missing or is no model card.
     """
+    content = _card(path)
+    try:
+        return _POINTS.validate_python(content["operating_points"])
+    except (KeyError, ValidationError) as error:
+        raise StartupError(f"{path} is not a model card with operating points.") from error
+
+
+def card_seen(path: Path) -> SeenImages | None:
+    """The list of seen images of a model card, None where it keeps none; see `card_points`."""
+    seen = _card(path).get("seen")
+    try:
+        return None if seen is None else SeenImages.model_validate(seen)
+    except ValidationError as error:
+        raise StartupError(f"{path} has a list of seen images that is not valid.") from error
+
+
+def _card(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes())
-        return _POINTS.validate_python(content["operating_points"])
     except FileNotFoundError as error:
         raise StartupError(f"There is no model card at {path}.") from error
-    except (json.JSONDecodeError, KeyError, TypeError, ValidationError) as error:
+    except json.JSONDecodeError as error:
         raise StartupError(f"{path} is not a model card with operating points.") from error
+    if not isinstance(content, dict):
+        raise StartupError(f"{path} is not a model card with operating points.")
+    return content
+
+
+def _unseen(
+    names: list[str], seen: SeenImages | None, training_images: TrainingImages
+) -> tuple[list[str], str, list[str]]:
+    """The images to measure, what they were to the weights, and notes; see `join`."""
+    if seen is None:
+        role = "unknown: the card keeps no list of the images that these weights were trained on"
+        return names, role, ["Whether these images were trained on is unknown: the card keeps no list of them."]
+    trained, fixed = seen.trained_on(names), set(seen.fixed_on(names))
+    if trained and training_images == "refuse":
+        raise StartupError(
+            f"{len(trained):,} of the {len(names):,} images were trained on ({_few(trained)}): figures on them say "
+            "nothing about new images. Pass --training-images leave-out to measure the others."
+        )
+    notes = []
+    role = VALIDATION if fixed else TEST
+    if trained and training_images == "leave-out":
+        names = [name for name in names if name not in set(trained)]
+        notes.append(f"Left out, because the weights were trained on them: {len(trained):,} images.")
+        if not names:
+            raise StartupError("The weights were trained on all of these images: nothing is left to measure.")
+    elif trained:
+        role = f"{len(trained):,} of the images were trained on: these figures say nothing about new images"
+        notes.append(f"{len(trained):,} of these images were trained on: the figures say nothing about new images.")
+    if fixed:
+        notes.append(f"{len(fixed):,} of these are validation images: temperature and thresholds were fixed on them.")
+    return names, role, notes
 
 
 def _refuse(names: list[str], who: str, what: str) -> None:
     if names:
-        few = ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
-        raise StartupError(f"{who} {len(names)} images that {what}: {few}. Pass --partial to leave them out.")
+        raise StartupError(f"{who} {len(names)} images that {what}: {_few(names)}. Pass --partial to leave them out.")
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")

@@ -1,0 +1,168 @@
+"""The words and tables of docs/model-card.md. Every figure in it is read from the card."""
+
+from __future__ import annotations
+
+from dermserve.model_card import ModelCard
+from training import report_results
+from training.report_markdown import Links, join, plain, table
+
+
+def page(card: ModelCard, plots: Links, learning_curve: str | None) -> str:
+    """The whole page as Markdown."""
+    sections = [
+        _head(card),
+        _use(),
+        report_results.results(card, plots),
+        report_results.points(card),
+        report_results.calibration(card, plots),
+        report_results.subgroups(card),
+        report_results.leaves(card, plots),
+        _training(card, learning_curve),
+        _data(card),
+        _gate(card),
+        _limits(card),
+        _reproduce(card),
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _head(card: ModelCard) -> str:
+    return f"""# Model card: {card.name} {card.version}
+
+> Research use only; not a medical device. A probability is no diagnosis.
+
+This page and the figures in `model_repository/classifier/1/model_card.json` are written together by
+`dermserve evaluate --write-card`; edit neither. Figures stand with their 95 % intervals, from resampling lesions or
+patients with all their images. Measured: {card.measured or "not recorded"}.
+
+| | |
+|---|---|
+| Task | probability of melanoma, and of nine diagnoses, for one dermoscopy photograph of one lesion |
+| Network | {card.architecture}, {card.input_size} × {card.input_size} pixels, one network, no ensemble |
+| Answers | Benign, Suspicious, Malignant (together 1) and Melanoma (part of Malignant); class activation map |
+| Weights | SHA-256 `{card.weights_sha256[:16]}…`, made {card.created_at} |
+| Image preparation | SHA-256 `{card.preprocessing[:16]}…`; the server refuses weights made with another one |
+| Licence | code Apache-2.0; weights for non-commercial use, as the training images (see *Data*) |"""
+
+
+def _use() -> str:
+    return """## Use
+
+**Meant for** research, teaching, engineering and retrospective studies: scoring dermoscopy photographs, comparing
+methods, measuring a service under load, on images whose use is permitted.
+
+**Not meant for** diagnosis, triage or treatment of a person; for photographs without a dermatoscope, histology, nails or
+mucosa; for ruling melanoma out: at every operating point some melanomas are not referred."""
+
+
+def _training(card: ModelCard, learning_curve: str | None) -> str:
+    about = card.training
+    config = about.get("config", {})
+    stages = config.get("stages", [])
+    schedule = ", ".join(
+        f"{stage['resolution']} px (at most {stage['epochs']:g} epochs"
+        + (f", first {stage['frozen_blocks']} blocks fixed)" if stage.get("frozen_blocks") else ")")
+        for stage in stages
+    )
+    images = about.get("images", {})
+    rows = [
+        ["start", about.get("start")],
+        ["preset", f"`{about.get('preset')}`"],
+        ["schedule", schedule],
+        [
+            "images",
+            f"{images.get('train', 0):,} to train, {images.get('val', 0):,} to validate; split: {about.get('split')}",
+        ],
+        [
+            "length",
+            f"{about.get('minutes')} minutes on {about.get('device')}, {about.get('epochs')} passes, "
+            f"{about.get('image_passes', 0):,} images drawn",
+        ],
+        [
+            "optimiser",
+            f"peak learning rate {config.get('lr')}, batches of {config.get('batch_size')}, weight decay "
+            f"{config.get('weight_decay')}, averaged weights (decay {config.get('ema_decay')})",
+        ],
+        [
+            "sampling",
+            f"{config.get('sampling')}; melanoma drawn at {config.get('melanoma_share', 0):.0%} in each source, the "
+            "last bias corrected afterwards",
+        ],
+        [
+            "augmentation",
+            f"{config.get('augmentation')}; drawn artefacts on {config.get('artifacts', 0):.0%} of the images",
+        ],
+        [
+            "afterwards",
+            f"BatchNorm statistics from {about.get('batch_norm_images', 0):,} images at {card.input_size} px; "
+            "temperature and thresholds from the validation images",
+        ],
+    ]
+    picture = f"![Learning curve]({learning_curve})" if learning_curve else ""
+    return join("## Training", table(["", ""], [[str(cell) for cell in row] for row in rows]), picture)
+
+
+def _data(card: ModelCard) -> str:
+    rows = [
+        [
+            str(one.get("name")),
+            f"{one.get('train', 0):,}",
+            f"{one.get('val', 0):,}",
+            f"{one.get('melanoma', 0):,}",
+            " × ".join(str(side) for side in one.get("median_size", [])),
+            str(one.get("licence")),
+            str(one.get("attribution")),
+        ]
+        for one in card.data
+    ]
+    head = ["source", "train", "validation", "melanomas", "median pixels", "licence", "please cite"]
+    seen = (
+        "The card keeps a digest of every image id used in training: `dermserve evaluate` refuses to measure on them."
+        if card.seen is not None
+        else "These weights kept no list of their training images, so `dermserve evaluate` cannot refuse them."
+    )
+    return join("## Data", table(head, rows), "Groups (patient, lesion, duplicates) never cross the split. " + seen)
+
+
+def _gate(card: ModelCard) -> str:
+    lines = []
+    for name, part, meaning in (
+        ("quality", card.quality, "flags of image quality"),
+        ("ood", card.ood, "distance to the training images, from which the server abstains"),
+    ):
+        extra = {**part.thresholds, **(part.model_extra or {})}
+        facts = "; ".join(f"{key.replace('_', ' ')} {plain(value)}" for key, value in extra.items())
+        state = "measured" if part.measured else "not measured"
+        lines.append(f"- `{name}` ({meaning}): {state}. {part.note} {facts}".rstrip())
+    return join("## Artefacts, and images it should not judge", "\n".join(lines))
+
+
+def _limits(card: ModelCard) -> str:
+    return join("## Limits", "\n".join(f"- {limit}" for limit in card.limits))
+
+
+def _reproduce(card: ModelCard) -> str:
+    tests = [data for data in card.metrics if "/" not in data and data != "val"]
+    test = tests[0] if tests else "isic2017-test"
+    return f"""## Reproduce
+
+All of this page, its plots and the card's figures, from the running server and a folder with the data sets:
+
+```sh
+make serve                                                     # in one shell
+.venv/bin/dermserve evaluate --write-card ../shared/data       # in another; the same intervals every time
+```
+
+One data set by hand; it prints the same figures:
+
+```sh
+.venv/bin/dermserve predict ../shared/data/{test}/images --csv out.csv
+.venv/bin/dermserve evaluate out.csv ../shared/data/{test}/labels.csv --plots plots/
+```
+
+And the validation images, out of everything that is labelled:
+
+```sh
+.venv/bin/dermserve predict ../shared/data/isic2019 ../shared/data/isic2020 --csv all.csv
+.venv/bin/dermserve evaluate all.csv ../shared/data --training-images leave-out
+```"""
