@@ -61,6 +61,6 @@ def _scan(path: Path) -> Scan:
         width=pixels.shape[1],
         height=pixels.shape[0],
         content=hashlib.sha256(data).hexdigest(),
-        picture=hashlib.sha256(np.ascontiguousarray(pixels)).hexdigest() + f"-{pixels.shape[1]}",
+        picture=hashlib.sha256(pixels.tobytes()).hexdigest() + f"-{pixels.shape[1]}",
         thumbnail=np.asarray(small),
     )

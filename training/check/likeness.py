@@ -15,8 +15,9 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.fft import dctn
+from scipy.fft import dctn  # type: ignore[import-untyped]
 
+Grey = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 
 _LOW: Final = 8
@@ -26,18 +27,18 @@ _BLOCK: Final = 1024
 _FLAT: Final = 2.0  # standard deviation in grey levels below which a thumbnail shows nothing
 
 
-def is_flat(thumbnail: NDArray[np.uint8]) -> bool:
+def is_flat(thumbnail: Grey) -> bool:
     """Whether a thumbnail is one even colour."""
     return float(thumbnail.std()) < _FLAT
 
 
-def correlation(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> float:
+def correlation(first: Grey, second: Grey) -> float:
     """Correlation of the grey levels of two thumbnails, −1…1."""
     pair = _centred(np.stack([first, second]))
     return float(pair[0] @ pair[1])
 
 
-def pairs(thumbnails: NDArray[np.uint8]) -> Iterator[tuple[int, int, float]]:
+def pairs(thumbnails: Grey) -> Iterator[tuple[int, int, float]]:
     """Pairs (i < j) of alike thumbnails with their correlation, best position of the eight.
 
     `thumbnails` is uint8 [N, 32, 32]. Flat ones are alike to nothing.
@@ -61,21 +62,21 @@ def pairs(thumbnails: NDArray[np.uint8]) -> Iterator[tuple[int, int, float]]:
         yield i, j, value
 
 
-def _signs(thumbnails: NDArray[np.uint8]) -> Floats:
+def _signs(thumbnails: Grey) -> Floats:
     low = dctn(thumbnails.astype(np.float32), axes=(1, 2), norm="ortho")[:, :_LOW, :_LOW]
     flat = low.reshape(len(thumbnails), _LOW * _LOW)[:, 1:]
     signs: Floats = np.where(flat >= 0, np.float32(1), np.float32(-1))
     return signs
 
 
-def _centred(thumbnails: NDArray[np.uint8]) -> Floats:
+def _centred(thumbnails: Grey) -> Floats:
     grey = thumbnails.reshape(len(thumbnails), -1).astype(np.float32)
     grey -= grey.mean(axis=1, keepdims=True)
     unit: Floats = grey / np.maximum(np.linalg.norm(grey, axis=1, keepdims=True), 1e-6)
     return unit
 
 
-def _placed(thumbnails: NDArray[np.uint8], position: int) -> NDArray[np.uint8]:
+def _placed(thumbnails: Grey, position: int) -> Grey:
     """Position 0…7: turned by quarters, from 4 on mirrored first."""
     placed = thumbnails[:, :, ::-1] if position >= 4 else thumbnails
     return np.ascontiguousarray(np.rot90(placed, position % 4, axes=(1, 2)))

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import combinations
+from pathlib import Path
 
 from training.check.findings import Report
 from training.check.tables import Entry, Tables, by_id
@@ -52,7 +53,7 @@ def tables(found: Tables, report: Report) -> None:
 
 
 def lesions(found: Tables, report: Report) -> None:
-    """Photographs of one lesion must carry one diagnosis; tells which one the others outvote."""
+    """Photographs of one lesion must carry one diagnosis."""
     members: dict[str, dict[str, Entry]] = defaultdict(dict)
     for entry in found.entries:
         if entry.lesion:
@@ -77,7 +78,7 @@ def labels_of_pairs(found: Tables, pairs: Iterable[Pair], report: Report) -> Non
 
 def groups(found: Tables, pairs: Iterable[Pair], report: Report) -> None:
     """No lesion, patient, group of splits.csv or picture may stand in two parts or folds."""
-    parts, folds, files = dict[str, str](), dict[str, str](), dict[str, str]()
+    parts, folds, files = dict[str, str](), dict[str, str](), dict[str, Path | str]()
     for entry in found.entries:
         files.setdefault(entry.id, _file(entry))
         if entry.is_test:
@@ -90,10 +91,15 @@ def groups(found: Tables, pairs: Iterable[Pair], report: Report) -> None:
         parts.setdefault(name, part)
     for placed in (parts, folds):
         for what, names in _groups(found):
-            _crossing(what, names, placed, files, "group_crosses", report)
+            text = _crossing(names, placed)
+            if text:
+                report.add("group_crosses", _files(names, placed, files), f"{what} – {text}")
         for pair in pairs:
-            code = "group_crosses" if pair.exact else "group_crosses_similar"
-            _crossing(pair.why, {pair.first, pair.second}, placed, files, code, report)
+            names = {pair.first, pair.second}
+            text = _crossing(names, placed)
+            if text:
+                code = "group_crosses" if pair.exact else "group_crosses_similar"
+                report.add(code, _files(names, placed, files), f"{pair.why} – {text}")
 
 
 def _groups(found: Tables) -> Iterator[tuple[str, set[str]]]:
@@ -109,16 +115,18 @@ def _groups(found: Tables) -> Iterator[tuple[str, set[str]]]:
     yield from members.items()
 
 
-def _crossing(
-    what: str, names: set[str], placed: dict[str, str], files: dict[str, str], code: str, report: Report
-) -> None:
+def _crossing(names: set[str], placed: dict[str, str]) -> str:
+    """Which of the names stand where, if they stand on several sides; else nothing."""
     sides: dict[str, list[str]] = defaultdict(list)
-    for name in sorted(names):
-        if name in placed:
-            sides[placed[name]].append(name)
-    if len(sides) > 1:
-        listed = "; ".join(f"{side}: {', '.join(members)}" for side, members in sorted(sides.items()))
-        report.add(code, [files.get(name, name) for members in sides.values() for name in members], f"{what} – {listed}")
+    for name in sorted(names & placed.keys()):
+        sides[placed[name]].append(name)
+    if len(sides) < 2:
+        return ""
+    return "; ".join(f"{side}: {', '.join(members)}" for side, members in sorted(sides.items()))
+
+
+def _files(names: set[str], placed: dict[str, str], files: dict[str, Path | str]) -> list[Path | str]:
+    return [files.get(name, name) for name in sorted(names & placed.keys())]
 
 
 def _label(entry: Entry) -> str:
@@ -127,5 +135,18 @@ def _label(entry: Entry) -> str:
     return entry.diagnosis or "unlabelled"
 
 
-def _file(entry: Entry) -> str:
-    return entry.path.name if entry.path else entry.name
+def _file(entry: Entry) -> Path | str:
+    return entry.path or entry.name
+
+
+def splits(found: Tables, report: Report) -> None:
+    """Rows that splits.csv lacks or has to spare."""
+    if found.splits is None:
+        return
+    labelled = {entry.id: entry for entry in found.entries if entry.fold != MARKED_DUPLICATE}
+    for name, entry in labelled.items():
+        if not entry.is_test and entry.leaf and entry.path and name not in found.parts:
+            report.add("split_missing", entry.path, f"{entry.place}; no row in {found.splits.name}")
+    for name in found.parts:
+        if name not in labelled:
+            report.add("split_without_label", name, found.splits.name)

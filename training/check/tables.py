@@ -54,11 +54,14 @@ class Entry:
 
 @dataclass
 class Tables:
-    """All rows below a folder. `about` is ISIC 2019's metadata by id; `parts` is splits.csv: id → (group, part)."""
+    """All rows below a folder. `about` is ISIC 2019's metadata by id; `parts` is splits.csv: id → (group, part).
+
+    `metadata` holds the rows that tell age, sex or site: (table, line, id, row).
+    """
 
     entries: list[Entry] = field(default_factory=list)
     about: dict[str, Row] = field(default_factory=dict)
-    metadata: list[tuple[Path, int, Row]] = field(default_factory=list)
+    metadata: list[tuple[Path, int, str, Row]] = field(default_factory=list)
     duplicates: list[tuple[str, str]] = field(default_factory=list)
     parts: dict[str, tuple[str, str]] = field(default_factory=dict)
     splits: Path | None = None
@@ -71,26 +74,13 @@ class Tables:
 
 def read(root: Path, report: Report) -> Tables:
     """Read all tables at or below `root`; whatever is wrong with a row goes to the report."""
-    tables, rows = Tables(), dict[Path, list[Row]]()
-    for path in sorted({*root.rglob("*.csv"), *root.rglob("HAM10000_metadata*")}):
-        if not path.is_file():
-            continue
-        try:
-            with path.open(newline="", encoding="utf-8-sig") as file:
-                reader = csv.DictReader(file)
-                found = kind(set(reader.fieldnames or []))
-                rows[path] = [{key: (value or "").strip() for key, value in row.items() if key} for row in reader]
-        except (OSError, UnicodeDecodeError, csv.Error) as error:
-            report.add("table_unreadable", path, str(error))
-            continue
-        if found is None:
-            report.add("table_unknown", path, "its columns are none of the known layouts'")
-        else:
-            tables.kinds[path] = found
-    for path in tables.of("metadata"):
-        for line, row in enumerate(rows[path], 2):
-            tables.about.setdefault(plain(row["image"]), row)
-            tables.metadata.append((path, line, row))
+    tables = Tables()
+    rows = _all(root, tables, report)
+    for found, column in (("metadata", "image"), ("isic2020", "image_name"), ("ham10000", "image_id")):
+        for path in tables.of(found):
+            tables.metadata += [(path, line, plain(row[column]), row) for line, row in enumerate(rows[path], 2)]
+            if found == "metadata":
+                tables.about |= {plain(row[column]): row for row in rows[path]}
     for path in tables.of("duplicates"):
         tables.duplicates += [(plain(row["image_name_1"]), plain(row["image_name_2"])) for row in rows[path]]
     for path in tables.of("splits"):
@@ -107,6 +97,26 @@ def read(root: Path, report: Report) -> Tables:
                     seen[entry.name] = line
                     tables.entries.append(entry)
     return tables
+
+
+def _all(root: Path, tables: Tables, report: Report) -> dict[Path, list[Row]]:
+    rows: dict[Path, list[Row]] = {}
+    for path in sorted({*root.rglob("*.csv"), *root.rglob("HAM10000_metadata*")}):
+        if not path.is_file():
+            continue
+        try:
+            with path.open(newline="", encoding="utf-8-sig") as file:
+                reader = csv.DictReader(file)
+                found = kind(set(reader.fieldnames or []))
+                rows[path] = [{key: (value or "").strip() for key, value in row.items() if key} for row in reader]
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            report.add("table_unreadable", path, str(error))
+            continue
+        if found is None:
+            report.add("table_unknown", path, "its columns are none of the known layouts'")
+        else:
+            tables.kinds[path] = found
+    return rows
 
 
 def by_id(entries: list[Entry]) -> Iterator[tuple[str, list[Entry]]]:
