@@ -73,3 +73,19 @@ def test_the_clock_ends_a_stage_that_its_steps_would_not() -> None:
     assert plan.stage_fraction(0, Progress(batch=1, seconds=[180.0, 0.0])) == 1
     # On a machine faster than planned, the epochs end it.
     assert plan.stage_fraction(0, Progress(epoch=6, seconds=[10.0, 0.0])) == 1
+
+
+def test_distillation_needs_both_a_teacher_and_its_weight() -> None:
+    for assignment in ("teacher=runs/first/best.pt", "distill=0.5"):
+        with pytest.raises(StartupError, match=r"not valid: Value error, distillation needs both"):
+            config.resolve("quick", (assignment,))
+    both = config.resolve("quick", ("teacher=runs/first/best.pt", "distill=0.5"))
+    assert (both.teacher, both.distill) == ("runs/first/best.pt", 0.5)
+
+
+def test_only_the_gpu_preset_mixes_and_erases() -> None:
+    """The others promise what they were when runs were started with them."""
+    for name in config.presets():
+        found = config.resolve(name)
+        assert (found.noise > 0, found.cutout > 0, found.mixup > 0) == 3 * (name == "recommended",)
+        assert found.teacher is None

@@ -10,7 +10,7 @@ from dermserve.errors import StartupError
 from dermserve.labels import LEAVES
 from training import loop, objective
 from training.config import Config
-from training.model import load_checkpoint
+from training.model import create_model, load_checkpoint, save_checkpoint
 from training.schedule import Progress
 
 VALUES: dict[str, Any] = {
@@ -22,6 +22,10 @@ VALUES: dict[str, Any] = {
     "ema_decay": 0.9,
     "workers": 0,
     "threads": 1,
+    "artifacts": 0.5,
+    "noise": 0.5,
+    "cutout": 0.5,
+    "mixup": 0.2,
     "checkpoint_minutes": 0,
     "wandb": "disabled",
 }
@@ -34,6 +38,16 @@ class Silent:
     def step(self, progress: Progress, fraction: float, loss: float, rate: float) -> None: ...
 
     def look(self, entry: dict[str, Any]) -> None: ...
+
+
+class Recorder(Silent):
+    """Keeps the images that a stage is announced with."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, int, Tensor]] = []
+
+    def samples(self, progress: Progress, images: Tensor) -> None:
+        self.seen.append((progress.stage, progress.step, images))
 
 
 class Killed(Silent):
@@ -102,6 +116,51 @@ def test_a_run_killed_within_an_epoch_ends_bit_for_bit_like_an_uninterrupted_one
     assert whole["progress"]["step"] == 18
     assert len(whole["progress"]["history"]) == 4
     assert_equal(whole, state(tmp_path / "killed"))
+
+
+def test_each_stage_is_announced_with_its_own_augmented_images(tmp_path: Path, images: loop.Images) -> None:
+    watcher = Recorder()
+    stages = [{"resolution": 32, "epochs": 0.4}, {"resolution": 48, "epochs": 0.2}]
+    trainer(tmp_path, images, watcher, stages=stages).fit()
+    assert [(stage, step) for stage, step, _ in watcher.seen] == [(0, 0), (1, 2)]
+    for (_, _, shown), side in zip(watcher.seen, (32, 48), strict=True):
+        assert (tuple(shown.shape), shown.dtype) == ((8, 3, side, side), torch.uint8)
+
+
+def test_resuming_needs_no_initial_weights(tmp_path: Path, images: loop.Images) -> None:
+    initial = tmp_path / "initial.pt"
+    save_checkpoint(initial, create_model(architecture="test_efficientnet"), METADATA)
+    changes = {"initial_weights": str(initial), "stages": [{"resolution": 32, "epochs": 0.4}]}
+    first = trainer(tmp_path / "run", images, **changes)
+    first.fit()
+    initial.unlink()
+    resumed = trainer(tmp_path / "run", images, resume=True, **changes)
+    assert_equal(resumed.model.state_dict(), first.model.state_dict())
+    with pytest.raises(StartupError, match="dermserve inherit --data DIR --out"):
+        trainer(tmp_path / "another", images, **changes)
+
+
+def test_a_configuration_from_before_an_option_existed_is_the_same_with_it_off(
+    tmp_path: Path, images: loop.Images
+) -> None:
+    off: dict[str, Any] = {"noise": 0, "cutout": 0, "mixup": 0, "stages": [{"resolution": 32, "epochs": 0.4}]}
+    trainer(tmp_path, images, **off).fit()
+    content = torch.load(tmp_path / loop.STATE, weights_only=True)
+    for key in ("noise", "cutout", "mixup", "teacher", "distill", "distill_temperature", "wandb_images"):
+        del content["config"][key]
+    torch.save(content, tmp_path / loop.STATE)
+    assert trainer(tmp_path, images, resume=True, **off).progress.step == 2
+
+
+def test_a_teachers_logits_train_like_labels_and_end_up_in_the_curve(tmp_path: Path, images: loop.Images) -> None:
+    stages = [{"resolution": 32, "epochs": 1}]
+    trainer(tmp_path / "teacher", images, stages=stages).fit()
+    distill = {"teacher": str(tmp_path / "teacher" / loop.BEST), "distill": 1.0, "stages": stages}
+    trainer(tmp_path / "student", images, **distill).fit()
+    trainer(tmp_path / "alone", images, stages=stages).fit()
+    student, alone = (state(tmp_path / name)["progress"]["history"][0] for name in ("student", "alone"))
+    # An untrained teacher is nearly uniform, and so is the student: nothing to diverge from, unlike the labels.
+    assert student["train_loss"] < 0.5 < alone["train_loss"]
 
 
 def test_another_seed_ends_elsewhere(tmp_path: Path, images: loop.Images) -> None:
