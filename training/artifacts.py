@@ -173,7 +173,7 @@ def _corners(size: tuple[int, int], rng: np.random.Generator) -> Layer:
     """The round view of a contact dermatoscope: black beyond a circle, soft or sharp."""
     mask = Image.new("L", size, int(rng.uniform(225, 256)))
     x, y = np.array(size) / 2 + rng.normal(0, 0.03, 2) * np.array(size)
-    r = rng.uniform(0.52, 0.68) * max(size)
+    r = rng.uniform(0.37, 0.48) * float(np.hypot(*size))  # the corners are half a diagonal away
     ImageDraw.Draw(mask).ellipse((x - r, y - r, x + r, y + r), fill=0)
     shade = int(rng.uniform(0, 30))
     return _filled((shade, shade, shade), mask.filter(ImageFilter.GaussianBlur(rng.uniform(1, 25) * min(size) / 600)))
