@@ -49,7 +49,7 @@ def train(  # noqa: PLR0917 - click passes every option by name
     Examples:
       dermserve train --data isic/ --out runs/first
       dermserve train --data isic/ --out runs/quick --preset quick --limit 2000
-      dermserve train --data isic/ --out runs/cpu --preset cpu --max-minutes 90
+      dermserve train --data isic/ --out runs/cpu --preset cpu --max-minutes 90   (after dermserve inherit)
       dermserve train --data isic/ --out runs/own --set lr=1e-4 --set batch_size=32
     """
     from rich.console import Console
@@ -70,7 +70,6 @@ def train(  # noqa: PLR0917 - click passes every option by name
         terminal = open_.enter_context(watch.Terminal(config, Console(stderr=True)))
         watchers: list[watch.Terminal | watch.WeightsAndBiases] = [terminal]
         if config.wandb != "disabled":
-            out.mkdir(parents=True, exist_ok=True)
             watchers.append(open_.enter_context(watch.WeightsAndBiases(config, out)))
         final = run.train(request, config, watch.Both(*watchers), say=terminal.say, show=terminal.show)
     click.echo(f"{final} and {final.with_name('card.json')} are written; next: dermserve export --help")

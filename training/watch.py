@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -77,20 +78,24 @@ class Terminal:
 class WeightsAndBiases:
     """Curves, and what the network is shown, in wandb; nothing leaves the machine unless it says `wandb="online"`.
 
-    A resumed run is a second part in the same group, for an offline part cannot be written on.
+    It begins with the first step, so that a run that is refused leaves nothing behind. A resumed run is a second part
+    in the same group, for an offline part cannot be written on.
     """
 
     def __init__(self, config: Config, folder: Path) -> None:
+        self.config, self.folder = config, folder
+
+    @cached_property
+    def _run(self) -> Any:
         import wandb  # imported only where it is wanted: it takes a second and starts a process
 
-        self._picture, self._count = wandb.Image, config.wandb_images
-        self._run = wandb.init(
+        return wandb.init(
             project="dermserve",
-            name=folder.name,
-            group=folder.name,
-            dir=str(folder),
-            mode=config.wandb if config.wandb != "disabled" else "disabled",
-            config=config.model_dump(),
+            name=self.folder.name,
+            group=self.folder.name,
+            dir=str(self.folder),
+            mode=self.config.wandb,
+            config=self.config.model_dump(),
         )
 
     def __enter__(self) -> Self:
@@ -99,15 +104,18 @@ class WeightsAndBiases:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._run.finish(exit_code=0 if kind is None else 1)
+        if "_run" in self.__dict__:
+            self._run.finish(exit_code=0 if kind is None else 1)
 
     def samples(self, progress: Progress, images: Tensor) -> None:
         """See `loop.Watcher`: one picture of `wandb_images` training images as the network gets them."""
-        if self._count:
+        if count := self.config.wandb_images:
+            import wandb
             from torchvision.utils import make_grid
 
-            grid = make_grid(images[: self._count], nrow=math.ceil(math.sqrt(self._count)), pad_value=255)
-            picture = self._picture(grid.permute(1, 2, 0).numpy(), caption=f"stage {progress.stage + 1}")
+            some = images[:count]
+            grid = make_grid(some, nrow=math.ceil(math.sqrt(len(some))), pad_value=255)
+            picture = wandb.Image(grid.permute(1, 2, 0).numpy(), caption=f"stage {progress.stage + 1}")
             self._run.log({"train/images": picture}, step=progress.step)
 
     def step(self, progress: Progress, fraction: float, loss: float, rate: float) -> None:
