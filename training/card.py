@@ -93,7 +93,8 @@ def limits(config: Config, parts: Split, state: Progress, device: str) -> list[s
         "where melanoma is rarer they are too high.",
         f"Rare diagnoses rest on few training images (AK {leaves['AK']}, SCC {leaves['SCC']}, VASC {leaves['VASC']}, "
         f"DF {leaves['DF']}); the column Suspicious is AK alone.",
-        "Ink, rulers, hair, dressings and photographs that are not dermoscopy are not recognised and can mislead it.",
+        "Ink, rulers, hair and dressings can mislead it"
+        + (f", though they were drawn on {config.artifacts:.0%} of the training images." if config.artifacts else "."),
     ]
     if len(everything) < 0.9 * _OFFICIAL_IMAGES:
         found.append(

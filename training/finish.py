@@ -27,8 +27,9 @@ from training.inference import predict
 from training.loop import BEST, Images
 from training.model import load_checkpoint, save_checkpoint
 from training.pixels import ShowProgress, prepared, silent
-from training.report import Examiner
+from training.report import Examiner, Found
 from training.report_data import LabelledSet
+from training.report_limits import with_measured
 from training.schedule import Progress
 from training.splits import Split
 from training.truth import TestSet
@@ -77,6 +78,7 @@ class Finisher:
         groups = [self.parts.groups[record.name] for record in self.parts.validation]
         points = operating_points(truth, scores, groups, "the validation images", bootstrap=self.config.bootstrap)
         measured = self._measured(model, temperature, chances, {name: p.threshold for name, p in points.items()})
+        account = self._account(adapted)
         found = {"preprocessing": preprocessing_hash(), "temperature": temperature}
         content = {
             "name": "melanoma",
@@ -87,11 +89,14 @@ class Finisher:
             "input_size": SIDE,
             **found,
             "operating_points": {name: point.model_dump() for name, point in points.items()},
-            **measured,
+            "metrics": {name: {k: v.model_dump() for k, v in one.metrics.items()} for name, one in measured.items()},
+            "evaluations": {name: one.evaluation.model_dump() for name, one in measured.items()},
+            "measured": f"PyTorch {torch.__version__} on {self.device.type}, before export",
             "seen": SeenImages.of(
                 (record.name for record in self.parts.train), (record.name for record in self.parts.validation)
             ).model_dump(),
-            **self._account(adapted),
+            **account,
+            "limits": with_measured(account["limits"], measured),
         }
         # Whatever else the card knows of the finished weights (`ood`, `quality`) is added here, before it is written.
         save_checkpoint(self.folder / FINAL, model, metadata | found)
@@ -103,8 +108,8 @@ class Finisher:
 
     def _measured(
         self, model: nn.Module, temperature: float, chances: NDArray[np.float64], thresholds: dict[str, float]
-    ) -> dict[str, Any]:
-        """The card's `metrics` and `evaluations`: of the validation images, each of their sources, and the test sets."""
+    ) -> dict[str, Found]:
+        """Figures of the validation images, each of their sources, and the test sets."""
         sets = [report_data.test_set(test) for test in self.tests]
         sets = [test for test in sets if 0 < test.truth.mean() < 1]  # an AUC needs both; no reason to lose the run
         validation = report_data.validation_set(self.parts.validation, self.parts.groups)
@@ -113,11 +118,7 @@ class Finisher:
         found = examiner.examine(validation.scored(chances))
         for test in sets:
             found |= examiner.examine(test.scored(self._chances(model, temperature, test)))
-        return {
-            "metrics": {name: {k: v.model_dump() for k, v in one.metrics.items()} for name, one in found.items()},
-            "evaluations": {name: one.evaluation.model_dump() for name, one in found.items()},
-            "measured": f"PyTorch {torch.__version__} on {self.device.type}, before export",
-        }
+        return found
 
     def _chances(self, model: nn.Module, temperature: float, test: LabelledSet) -> NDArray[np.float64]:
         pixels = prepared(test.paths, self.cache, show=self.show)

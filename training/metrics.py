@@ -77,7 +77,8 @@ def ranked(truth: Truth, scores: Scores, weights: Values | None = None) -> Ranke
 
 
 def _roc_auc(images: Ranked) -> Values:
-    return _area(images).sum(axis=1) / (images.total_positives * images.total_negatives)
+    values: Values = _area(images).sum(axis=1) / (images.total_positives * images.total_negatives)
+    return values
 
 
 def _average_precision(images: Ranked) -> Values:
@@ -157,11 +158,15 @@ def partial_auc(truth: Truth, scores: Scores) -> float:
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure's printed title, its form for resamples, and a library's form for the images as they are."""
+    """A figure's printed title, its form for resamples, and a library's form for the images as they are.
+
+    `biased`: chance alone makes it larger, and in resamples once more; their interval is moved back onto the value.
+    """
 
     title: str
     resampled: Callable[[Ranked], Values]
     library: Callable[[Truth, Scores], float] | None = None
+    biased: bool = False
 
     def value(self, truth: Truth, scores: Scores) -> float:
         """The figure of these images; NaN where there are no positives or no negatives."""
@@ -178,8 +183,10 @@ FIGURES: Final = {
     "specificity_at_95_sensitivity": Figure("specificity at 95 % sensitivity", _specificity_at_sensitivity),
     "sensitivity_at_95_specificity": Figure("sensitivity at 95 % specificity", _sensitivity_at_specificity),
     "partial_auc_above_80_sensitivity": Figure("partial AUC above 80 % sensitivity", _partial_auc, partial_auc),
-    "calibration_error": Figure("expected calibration error, 15 bins of equal mass", _calibration_error),
-    "calibration_error_equal_width": Figure("the same, 15 bins of equal width", _calibration_error_equal_width),
+    "calibration_error": Figure("expected calibration error, 15 bins of equal mass", _calibration_error, biased=True),
+    "calibration_error_equal_width": Figure(
+        "the same, 15 bins of equal width", _calibration_error_equal_width, biased=True
+    ),
     "brier_score": Figure("Brier score", _brier, brier_score_loss),
 }
 
@@ -243,7 +250,10 @@ def measure(
         with np.errstate(divide="ignore", invalid="ignore"):  # a resample without positives or negatives gives NaN
             for name, figure in known.items():
                 found[name].append(figure.resampled(images))
-    return {
-        name: estimate(figure.value(truth, scores), np.concatenate(found[name]), len(truth), int(truth.sum()))
-        for name, figure in known.items()
-    }
+    estimates = {}
+    for name, figure in known.items():
+        value, resampled = figure.value(truth, scores), np.concatenate(found[name])
+        if figure.biased:
+            resampled = np.clip(resampled - np.nanmean(resampled) + value, 0, None)
+        estimates[name] = estimate(value, resampled, len(truth), int(truth.sum()))
+    return estimates

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's palette, which the common kinds of colour blindness tell apart; dashes and labels say the same again.
 _BLUE, _ORANGE, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "#767676"
-_SIZE: Final = (5.4, 4.6)
+_SIZE: Final = (5.4, 5.0)
 _STYLE: Final = {
     "font.size": 10.0,
     "axes.titlesize": 11.0,
@@ -101,6 +101,7 @@ def precision_recall(images: Scored, found: Found) -> Figure:
 def reliability(images: Scored, found: Found) -> Figure:
     """Share of melanoma against the mean probability in bins of equal mass, over a histogram of the probabilities."""
     title = f"{images.name}: expected calibration error {_shown(found.metrics['calibration_error'])}"
+    figure: Figure
     figure, (upper, lower) = _pyplot().subplots(
         2, 1, figsize=(5.4, 5.6), sharex=True, height_ratios=[3, 1], layout="constrained"
     )
@@ -110,7 +111,7 @@ def reliability(images: Scored, found: Found) -> Figure:
     upper.errorbar(means, shares, yerr=errors, color=_BLUE, marker="o", capsize=2, label=f"{BINS} bins of equal mass")
     upper.set(ylabel="share of melanoma in the bin", ylim=(-0.02, 1.02))
     upper.legend(loc="upper left")
-    lower.hist(images.scores, np.linspace(0, 1, 41), color=_BLUE)
+    lower.hist(images.scores, np.linspace(0, 1, 41).tolist(), color=_BLUE)
     lower.set(xlabel="predicted probability of melanoma", ylabel="images", xlim=(0, 1))
     return figure
 
@@ -134,13 +135,11 @@ def score_distribution(images: Scored, found: Found) -> Figure:
     """The probabilities of melanomas and of the others, each as shares of their own number, with the thresholds."""
     positives, negatives = images.scores[images.truth], images.scores[~images.truth]
     figure, axes = _axes(f"{images.name}: probabilities of {len(positives):,} melanomas and {len(negatives):,} others")
-    edges = np.linspace(0, 1, 41)
-    for values, colour, hatch, label in (
-        (negatives, _BLUE, "", "others"),
-        (positives, _ORANGE, "///", "melanomas"),
-    ):
-        weights = np.full(len(values), 1 / max(1, len(values)))
-        axes.hist(values, edges, weights=weights, color=colour, alpha=0.55, hatch=hatch, label=label)
+    edges = np.linspace(0, 1, 41).tolist()
+    axes.hist(negatives, edges, weights=_shares(negatives), color=_BLUE, alpha=0.45, label="others")
+    axes.hist(
+        positives, edges, weights=_shares(positives), histtype="step", color=_ORANGE, linewidth=2, label="melanomas"
+    )
     for style, (name, point) in zip(("--", "-.", ":"), found.points.items(), strict=False):
         axes.axvline(point.threshold, color="black", linestyle=style, label=f"{name}, {point.threshold:.3f}")
     axes.set(xlabel="predicted probability of melanoma", ylabel="share of the images", xlim=(0, 1))
@@ -152,6 +151,7 @@ def confusion(leaves: LeafResults, name: str) -> Figure:
     """Counts of true leaf (rows) and most probable leaf (columns), coloured by share of the row."""
     counts = np.array(leaves.confusion)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    figure: Figure
     figure, axes = _pyplot().subplots(figsize=(6.6, 5.8), layout="constrained")
     axes.set_title(f"{name}: balanced accuracy {_shown(leaves.balanced_accuracy)}", loc="left")
     axes.grid(visible=False)
@@ -168,6 +168,7 @@ def confusion(leaves: LeafResults, name: str) -> Figure:
 
 def learning_curve(points: Sequence[Mapping[str, Any]]) -> Figure:
     """Loss and validation ROC-AUC over minutes; a line where the resolution changes."""
+    figure: Figure
     figure, (upper, lower) = _pyplot().subplots(2, 1, figsize=(6.4, 5.2), sharex=True, layout="constrained")
     minutes = [point["minutes"] for point in points]
     best = max(points, key=lambda point: point["val_auc"])
@@ -188,10 +189,22 @@ def learning_curve(points: Sequence[Mapping[str, Any]]) -> Figure:
     for point in points:
         if point["resolution"] != shown:
             shown = point["resolution"]
-            upper.annotate(f"{shown} px", (point["minutes"], 0.02), xycoords=("data", "axes fraction"), color=_GREY)
+            upper.annotate(
+                f"{shown} px",
+                (point["minutes"], 0.04),
+                xycoords=("data", "axes fraction"),
+                rotation=90,
+                ha="right",
+                color=_GREY,
+                bbox={"color": "white", "pad": 1.0},
+            )
             for axes in (upper, lower):
                 axes.axvline(point["minutes"], color=_GREY, linestyle=":", linewidth=1)
     return figure
+
+
+def _shares(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.full(len(values), 1 / max(1, len(values)))
 
 
 def _axes(title: str) -> tuple[Figure, Axes]:

@@ -17,7 +17,7 @@ from training.metrics import FIGURES, Bootstrap, estimate, figures, measure
 from training.subgroups import Subject
 
 VALIDATION: Final = "validation: not trained on, but temperature and thresholds were fixed on these images"
-TEST: Final = "test: not trained on, and nothing was chosen on these images"
+TEST: Final = "test: none of these image ids was trained on, and nothing was chosen on these images"
 NO_PARTIAL_AUC: Final = "The partial AUC is not measured: isic-challenge-scoring is not installed (extra `training`)."
 
 

@@ -12,7 +12,7 @@ from dermserve.labels import LEAVES
 from dermserve.model_card import CARD_PATH, Estimate, LeafResults
 from dermserve.settings import REPOSITORY_ROOT, Settings
 from training.metrics import FIGURES
-from training.report import NO_PARTIAL_AUC, Found
+from training.report import Found
 from training.scores import Joined
 
 PAGE = REPOSITORY_ROOT / "docs/model-card.md"
@@ -27,20 +27,27 @@ def served_card() -> Path | None:
 
 def show(console: Console, found: dict[str, Found], joined: Joined, *, has_card: bool) -> None:
     """Print the tables of one data set and what a reader must know about them."""
-    whole = found[joined.images.name]
-    console.print(table(whole))
-    for part in [
-        subgroup_table("source", {name.split("/")[-1]: _flat(one) for name, one in found.items() if one is not whole}),
-        *(subgroup_table(kind, members) for kind, members in whole.evaluation.subgroups.items()),
-    ]:
-        if part is not None:
-            console.print(part)
-    lines = list(whole.evaluation.not_measured)
+    show_set(console, joined.images.name, found)
+    lines = list(joined.notes)
     if joined.left_out:
         lines.append(f"Left out, in one of the files only: {joined.left_out} images.")
     if not has_card:
         lines.append("No model card, hence no operating points (--card).")
-    for line in [*lines, *joined.notes]:
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def show_set(console: Console, name: str, found: dict[str, Found]) -> None:
+    """Print the figures of the data set `name` in `found`, of its sources and subgroups, and of its leaves."""
+    whole = found[name]
+    sources = {part.removeprefix(f"{name}/"): _flat(one) for part, one in found.items() if part.startswith(f"{name}/")}
+    console.print(table(whole))
+    for kind, members in ({"source": sources} | whole.evaluation.subgroups).items():
+        if members:
+            console.print(subgroup_table(kind, members))
+    if whole.evaluation.leaves is not None:
+        console.print(confusion_table(whole.evaluation.leaves))
+    for line in whole.evaluation.not_measured:
         console.print(line, highlight=False, soft_wrap=True)
 
 
@@ -65,11 +72,9 @@ def table(found: Found) -> Table:
     return table
 
 
-def subgroup_table(kind: str, members: dict[str, dict[str, Estimate]]) -> Table | None:
-    """A row for each subgroup; None where there is none."""
-    if not members:
-        return None
-    table = Table(title=f"by {kind}", title_justify="left")
+def subgroup_table(kind: str, members: dict[str, dict[str, Estimate]]) -> Table:
+    """A row for each subgroup."""
+    table = Table(title=f"by {kind} (sensitivity and specificity at sensitivity_95)", title_justify="left")
     table.add_column(kind)
     table.add_column("images", justify="right")
     table.add_column("melanomas", justify="right")
@@ -117,16 +122,9 @@ def write_card(
     report_card.require_plots()
     urls = tuple(part.strip() for part in url.split(",")) if url else Settings().triton_urls
     card, found, images = report_served.measure(repository, data, urls, bootstrap=bootstrap, keep=keep)
-    for name, one in found.items():
-        console.print(f"\n[bold]{name}[/bold]: {one.evaluation.role}", highlight=False, soft_wrap=True)
-        console.print(table(one))
-        for kind, members in one.evaluation.subgroups.items():
-            console.print(subgroup_table(kind, members))
-        if one.evaluation.leaves is not None:
-            console.print(confusion_table(one.evaluation.leaves))
-        for line in one.evaluation.not_measured:
-            if line != NO_PARTIAL_AUC or one is next(iter(found.values())):
-                console.print(line, highlight=False, soft_wrap=True)
+    for name in images:
+        console.print(f"\n[bold]{name}[/bold], {found[name].evaluation.role}", highlight=False, soft_wrap=True)
+        show_set(console, name, found)
     written = [card.write(repository), *report_card.write_page(card, found, images, page)]
     for path in written:
         console.print(f"{path} is written", highlight=False, soft_wrap=True)
@@ -140,5 +138,6 @@ def _flat(found: Found) -> dict[str, Estimate]:
 
 
 def _short(column: str) -> str:
+    """Headings that leave room for the figures; the operating point stands in the table above."""
     names = {"roc_auc": "ROC-AUC", "calibration_error": "calibration error"}
-    return names.get(column, column.replace("sensitivity_95: ", "") + " at sensitivity_95" if ":" in column else column)
+    return names.get(column, column.rsplit(": ", 1)[-1])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from dermserve.model_card import ModelCard
 from training import report_results
 from training.report_markdown import Links, join, plain, table
@@ -65,7 +67,7 @@ def _training(card: ModelCard, learning_curve: str | None) -> str:
         for stage in stages
     )
     images = about.get("images", {})
-    rows = [
+    rows: list[list[Any]] = [
         ["start", about.get("start")],
         ["preset", f"`{about.get('preset')}`"],
         ["schedule", schedule],
@@ -85,12 +87,14 @@ def _training(card: ModelCard, learning_curve: str | None) -> str:
         ],
         [
             "sampling",
-            f"{config.get('sampling')}; melanoma drawn at {config.get('melanoma_share', 0):.0%} in each source, the "
-            "last bias corrected afterwards",
+            f"balanced: melanoma drawn at {config.get('melanoma_share', 0):.0%} in each source, the last bias corrected "
+            "afterwards"
+            if config.get("sampling") == "balanced"
+            else "natural",
         ],
         [
             "augmentation",
-            f"{config.get('augmentation')}; drawn artefacts on {config.get('artifacts', 0):.0%} of the images",
+            f"{config.get('augmentation')}; artefacts drawn on {config.get('artifacts') or 0:.0%} of the images",
         ],
         [
             "afterwards",
@@ -109,7 +113,7 @@ def _data(card: ModelCard) -> str:
             f"{one.get('train', 0):,}",
             f"{one.get('val', 0):,}",
             f"{one.get('melanoma', 0):,}",
-            " × ".join(str(side) for side in one.get("median_size", [])),
+            " × ".join(map(str, one.get("median_size", []))),
             str(one.get("licence")),
             str(one.get("attribution")),
         ]
@@ -130,7 +134,8 @@ def _gate(card: ModelCard) -> str:
         ("quality", card.quality, "flags of image quality"),
         ("ood", card.ood, "distance to the training images, from which the server abstains"),
     ):
-        extra = {**part.thresholds, **(part.model_extra or {})}
+        more = {key: value for key, value in (part.model_extra or {}).items() if isinstance(value, str | int | float)}
+        extra: dict[str, object] = {**part.thresholds, **more}
         facts = "; ".join(f"{key.replace('_', ' ')} {plain(value)}" for key, value in extra.items())
         state = "measured" if part.measured else "not measured"
         lines.append(f"- `{name}` ({meaning}): {state}. {part.note} {facts}".rstrip())
@@ -160,9 +165,9 @@ One data set by hand; it prints the same figures:
 .venv/bin/dermserve evaluate out.csv ../shared/data/{test}/labels.csv --plots plots/
 ```
 
-And the validation images, out of everything that is labelled:
+And the validation images, from what the first command scored:
 
 ```sh
-.venv/bin/dermserve predict ../shared/data/isic2019 ../shared/data/isic2020 --csv all.csv
-.venv/bin/dermserve evaluate all.csv ../shared/data --training-images leave-out
+.venv/bin/dermserve evaluate --write-card ../shared/data --keep scores/
+.venv/bin/dermserve evaluate scores/val.csv ../shared/data
 ```"""

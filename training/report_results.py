@@ -78,9 +78,9 @@ def calibration(card: ModelCard, plots: Links) -> str:
         "## Calibration",
         f"One temperature ({card.temperature:.3f}), fitted on the validation images. Expected calibration error: mean of "
         f"|share of melanoma − mean probability| over {BINS} bins of P(melanoma), weighted by their images. Bins hold the "
-        "same number of images each; bins of equal width are given for comparison. It is biased upwards: chance leaves a gap "
-        "in every bin, and more so in resamples, so that an interval may lie above its value. Dots that lie below the "
-        "diagonal are probabilities that are too high.",
+        "same number of images each; bins of equal width are given for comparison. Chance alone leaves a gap in every bin, "
+        "so the figure is too large for small sets; its interval is that of the resamples, moved onto the value. Dots below "
+        "the diagonal are probabilities that are too high.",
         "\n".join(picture(f"{data}: reliability", plots[data], "reliability") for data in plots),
     )
 

@@ -22,6 +22,7 @@ from dermserve.model_card import ONNX_PATH, ModelCard
 from training import report_data, subgroups
 from training.report import Examiner, Found, Scored
 from training.report_data import LabelledSet
+from training.report_limits import with_measured
 
 _IN_FLIGHT: Final = 8
 _PATIENCE: Final = 20  # attempts of one image against a full queue, each up to the client's deadline
@@ -79,6 +80,7 @@ def updated(card: ModelCard, found: dict[str, Found]) -> ModelCard:
                 name: reached[name].model_copy(update={"data": point.data})
                 for name, point in card.operating_points.items()
             },
+            "limits": with_measured(card.limits, found),
             "measured": f"the served model, through Triton on {platform.machine()}, {datetime.now(UTC):%d %B %Y}",
         }
     )

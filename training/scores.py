@@ -72,7 +72,8 @@ def join(
         raise StartupError(f"{predictions} and {labels} have no image in common.")
     names, role, notes = _unseen(names, seen, training_images)
     images = Scored(
-        labels.name,
+        # A test set's table is always called labels.csv; its folder says which it is.
+        labels.resolve().parent.name if labels.name == "labels.csv" else labels.name,
         role,
         names,
         np.array([truth.melanoma[name] for name in names]),

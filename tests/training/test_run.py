@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from PIL import Image
 
 from dermserve.errors import DermserveError
 from dermserve.image import prepare, preprocessing_hash
 from dermserve.model_card import ModelCard
-from training import adapt, batches, datasets, evaluate, splits
+from training import adapt, batches, card, datasets, evaluate, splits
 from training.commands import train
 from training.config import Config
 from training.inference import predict
@@ -68,6 +69,7 @@ def test_the_card_becomes_a_model_card_once_the_weights_are_exported(finished: P
     }
     assert [entry["name"] for entry in card.data] == ["HAM10000", "ISIC2017", "ISIC2020"]
     assert sum(entry["images"] for entry in card.data) == 116
+    assert card.training["start"] == "random weights"
     text = " ".join(card.limits)
     for claim in ("Research use only", "V–VI", "random weights", "on a CPU", "116 of the 58,457", "reduced copies"):
         assert claim in text
@@ -90,6 +92,51 @@ def test_the_figures_in_the_card_are_those_of_the_weights(finished: Path, data: 
     assert reached >= 0.95
 
 
+def test_the_card_knows_the_images_and_what_was_measured_on_them(finished: Path, data: Path) -> None:
+    content = json.loads((finished / "card.json").read_text())
+    card = ModelCard.model_validate(content | {"weights_sha256": "0" * 64})
+    parts = splits.split(datasets.read(data), seed=0)
+    assert card.seen is not None
+    train, validation = ([record.name for record in part] for part in (parts.train, parts.validation))
+    assert card.seen.trained_on([*train, *validation]) == train
+    assert card.seen.fixed_on([*train, *validation]) == validation
+    assert set(card.evaluations) == set(card.metrics)
+    assert card.evaluations["val"].role.startswith("validation")
+    assert card.evaluations["external-test"].role.startswith("test")
+    leaves = card.evaluations["val"].leaves
+    assert leaves is not None
+    assert sum(map(sum, leaves.confusion)) == len(validation)
+    assert sum(leaves.confusion[0]) == sum(record.leaf == "MEL" for record in parts.validation)
+    points = card.evaluations["val"].operating_points
+    for name, point in card.operating_points.items():
+        assert points[name].sensitivity == point.sensitivity
+        assert points[name].threshold == point.threshold
+    assert any(limit.startswith("Measured: ROC-AUC") for limit in card.limits)
+
+
+def test_the_card_names_where_the_weights_began() -> None:
+    about = {"inherited": {"steps": 3000, "side": 128, "images": 11220}}
+    config = Config.model_validate(
+        {"stages": [{"resolution": 32, "epochs": 1}], "pretrained": False, "initial_weights": "some/where/start.pt"}
+    )
+    text = card.start(config, about)
+    for claim in (
+        "ImageNet",
+        "EfficientNet-Lite2",
+        "distillation in 3,000 steps at 128 px",
+        "Google, Apache-2.0",
+        "start.pt",
+    ):
+        assert claim in text
+    assert "some/where" not in text
+    assert "another run" in card.start(config, {"temperature": 1.0})
+    assert "ImageNet" not in card.start(config, {"temperature": 1.0})
+    inherited = config.model_copy(update={"initial_weights": "runs/inherited.pt"})
+    assert "EfficientNet-Lite2" in card.start(inherited, None)
+    assert card.start(config.model_copy(update={"initial_weights": None}), None) == "random weights"
+    assert "timm" in card.start(config.model_copy(update={"initial_weights": None, "pretrained": True}), None)
+
+
 def test_the_resolved_configuration_lies_beside_the_weights(finished: Path) -> None:
     config = Config.model_validate_json((finished / "config.json").read_text())
     assert config.architecture == "test_efficientnet"
@@ -109,12 +156,35 @@ def test_a_second_run_needs_resume_and_then_only_finishes(finished: Path, data: 
 
 
 def test_limit_takes_fewer_images_and_wandb_records_offline(data: Path, tmp_path: Path) -> None:
-    result = invoke(data, tmp_path / "limited", *TINY, "--limit", "24", "--epochs", "1", "--set", "wandb=offline")
+    result = invoke(data, tmp_path / "limited", *TINY, "--limit", "24", "--epochs", "11", "--set", "wandb=offline")
     assert result.exit_code == 0, result.output
-    assert list((tmp_path / "limited/wandb").glob("offline-run-*/*.wandb"))
+    [record] = (tmp_path / "limited/wandb").glob("offline-run-*/*.wandb")
+    logged = record.read_bytes()
+    for key in ("train/images", "train/loss", "train/rate", "validation/val_auc", "validation/val_loss"):
+        assert key.encode() in logged, key
+    # What the network was shown at the start of its only stage: 16 augmented images of 32 px in a grid of 4 × 4.
+    [shown] = record.parent.glob("files/media/images/**/*.png")
+    grid = np.asarray(Image.open(shown))
+    assert grid.shape == (4 * 34 + 2, 4 * 34 + 2, 3)
+    assert grid[2:34, 2:34].std() > 5
     card = json.loads((tmp_path / "limited/card.json").read_text())
     assert card["training"]["images"]["train"] == 24
     assert "external-test" not in card["metrics"]
+
+
+def test_no_picture_is_logged_where_none_is_wanted(data: Path, tmp_path: Path) -> None:
+    quiet = ("--set", "wandb=offline", "--set", "wandb_images=0")
+    assert invoke(data, tmp_path / "quiet", *TINY, "--limit", "24", "--epochs", "1", *quiet).exit_code == 0
+    assert not list((tmp_path / "quiet/wandb").rglob("*.png"))
+
+
+def test_a_preset_that_starts_from_inherited_weights_says_how_to_make_them(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DermserveError, match=r"runs/inherited\.pt: make them with `dermserve inherit --data DIR"):
+        invoke(data, tmp_path / "runs/cpu", "--preset", "cpu")
+    assert not (tmp_path / "runs").exists(), "nothing may be prepared or written before"
 
 
 def test_a_test_set_that_overlaps_the_labelled_images_is_refused(data: Path, tmp_path: Path) -> None:
