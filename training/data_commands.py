@@ -74,6 +74,68 @@ def check(folder: Path, path: Path | None, as_json: bool, allow: tuple[str, ...]
         raise SystemExit(1)
 
 
+@data.command()
+@click.argument("folder", metavar="DIR", type=_FOLDER)
+@click.option("--cache", required=True, type=_FOLDER, help="Where prepared images go, as for `train`: runs/cache.")
+@click.option("--split", type=_FILE, help="A splits.csv, as for `train`; default: the one in DIR, if any.")
+@click.option("--seed", default=0, show_default=True, help="Of the division without a splits.csv, as in the preset.")
+@_WORKERS
+def prepare(folder: Path, cache: Path, split: Path | None, seed: int, workers: int | None) -> None:
+    """Decode, crop and resize all images of DIR once, so that training starts at once.
+
+    What `dermserve train` does when it starts, with the same DIR, --cache, --split and seed: training finds the result.
+    After an interruption the same command goes on where it was. 270 KB for each image.
+
+    \b
+    Examples:
+      dermserve data prepare isic/ --cache runs/cache
+      dermserve train --data isic/ --out runs/first --cache runs/cache
+    """
+    from rich.console import Console
+
+    from training import datasets, pixels, splits, truth
+
+    given = split or (folder / "splits.csv" if (folder / "splits.csv").exists() else None)
+    found = datasets.read(folder)
+    for note in found.notes:
+        click.echo(note, err=True)
+    parts = splits.split(found, given=given, seed=seed)
+    wanted = {"training and validation": [record.path for record in (*parts.train, *parts.validation)]}
+    wanted |= {f"test set {test.name}": test.paths for test in truth.find_test_sets(folder)}
+    with _progress(Console(stderr=True)) as show:
+        for what, paths in wanted.items():
+            made = pixels.prepared(paths, cache, workers=workers, show=show)
+            click.echo(f"{what}: {len(made):,} images in {made.filename}")  # type: ignore[attr-defined]
+
+
+@data.command("split")
+@click.argument("folder", metavar="DIR", type=_FOLDER)
+@click.option("--folds", default=5, show_default=True, type=click.IntRange(2), help="How many folds to make.")
+@click.option("--fold", default=0, show_default=True, type=click.IntRange(0), help="Which one validates, from 0.")
+@click.option("--seed", default=0, show_default=True, help="Of the division.")
+@click.option("--out", required=True, type=_OUT, help="The splits.csv to write.")
+def split_(folder: Path, folds: int, fold: int, seed: int, out: Path) -> None:
+    """Divide DIR into folds that share no patient, lesion or duplicate, and write one as a splits.csv for `train`.
+
+    Folds are stratified by source and diagnosis. In the Kaggle layout of ISIC 2020 its tfrecords make the folds.
+
+    \b
+    Examples:
+      dermserve data split isic/ --folds 5 --fold 0 --out fold-0.csv
+      dermserve train --data isic/ --out runs/fold-0 --split fold-0.csv
+    """
+    from training import datasets, splits
+
+    if fold >= folds:
+        raise click.BadParameter(f"{fold} is none of 0…{folds - 1}.", param_hint="--fold")
+    found = datasets.read(folder)
+    for note in found.notes:
+        click.echo(note, err=True)
+    chosen = splits.folds(found, folds, seed=seed)[fold]
+    splits.write(chosen, out)
+    click.echo(f"{out}: {len(chosen.train):,} images to train, {len(chosen.validation):,} to validate")
+
+
 @contextmanager
 def _progress(console: Console) -> Iterator[ShowProgress]:
     """A bar on a terminal, a line in a file."""

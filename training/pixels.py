@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,26 +23,45 @@ ShowProgress = Callable[[Iterable[Any], str, int], Iterator[Any]]
 """Wraps an iterable (items, label, total) to show a progress bar."""
 
 
+_FLUSH_EVERY = 256
+
+
 def silent(items: Iterable[Any], label: str, total: int) -> Iterator[Any]:
     """A `ShowProgress` that shows nothing."""
     del label, total
     yield from items
 
 
-def prepared(paths: list[Path], folder: Path, *, workers: int | None = None, show: ShowProgress = silent) -> Pixels:
+def prepared(
+    paths: list[Path],
+    folder: Path,
+    *,
+    remove_artifacts: bool = False,
+    workers: int | None = None,
+    show: ShowProgress = silent,
+) -> Pixels:
     """The prepared images as a read-only memory map, uint8 [N, 300, 300, 3]; made now, or found in `folder`.
 
-    The array's name holds the preprocessing and each file's path, size and time of change, so that a changed image or
-    another decoder never meets old pixels.
+    The array is named after the preprocessing and the bytes of all files in their order, so that a changed image or
+    another decoder never meets old pixels. A link named after paths, sizes and times of change leads to it, so that
+    the bytes need not be read each time; where that is missing (another checkout, new times) they are. An interrupted
+    run goes on where it was; a second one at the same time waits for the first. `remove_artifacts` as for
+    `image.prepare`.
 
     Raises:
         StartupError: an image is refused by `image.prepare`; the message names the file and the reason.
     """
-    file = folder / f"prepared-{_key(paths)}.npy"
-    if not file.exists():
+    seen = folder / f"prepared-{_key(paths, remove_artifacts)}.npy"
+    if not seen.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        _make(paths, file, workers, show)
-    pixels: Pixels = np.load(file, mmap_mode="r")
+        file = folder / f"prepared-{_content_key(paths, remove_artifacts, workers, show)}.npy"
+        with _alone(file):
+            if not file.exists():
+                _make(paths, file, remove_artifacts, workers, show)
+        _link(seen, file)
+    elif not _named_by_content(seen):  # made before arrays were named after contents
+        _link(folder / f"prepared-{_content_key(paths, remove_artifacts, workers, show)}.npy", seen)
+    pixels: Pixels = np.load(seen, mmap_mode="r")
     return pixels
 
 
@@ -53,31 +74,79 @@ def reduced(pixels: Pixels, rows: NDArray[np.int64], side: int, *, show: ShowPro
     return out
 
 
-def _make(paths: list[Path], file: Path, workers: int | None, show: ShowProgress) -> None:
-    partial = file.with_suffix(".partial.npy")
+def _make(paths: list[Path], file: Path, remove_artifacts: bool, workers: int | None, show: ShowProgress) -> None:
+    partial, marks = file.with_suffix(".partial.npy"), file.with_suffix(".done")
     shape = (len(paths), image.SIDE, image.SIDE, 3)
+    resumed = partial.exists() and marks.exists() and marks.stat().st_size == len(paths)
+    if not resumed:
+        marks.write_bytes(bytes(len(paths)))
     out: np.memmap[Any, np.dtype[np.uint8]] = np.lib.format.open_memmap(  # type: ignore[no-untyped-call]
-        partial, mode="w+", dtype=np.uint8, shape=shape
+        partial, mode="r+" if resumed else "w+", dtype=np.uint8, shape=shape
     )
+    done = np.memmap(marks, np.uint8, "r+")
 
     def make(position: int) -> str | None:
         try:
-            out[position] = image.prepare(paths[position].read_bytes()).pixels
+            out[position] = image.prepare(paths[position].read_bytes(), remove_artifacts=remove_artifacts).pixels
         except ImageError as error:
             return f"{paths[position].name}: {error.detail}"
         return None
 
+    def results(pool: ThreadPoolExecutor) -> Iterator[str | None]:
+        todo = np.flatnonzero(np.asarray(done) == 0)
+        yield from [None] * (len(paths) - len(todo))
+        for start in range(0, len(todo), _FLUSH_EVERY):
+            batch = todo[start : start + _FLUSH_EVERY]
+            faults = list(pool.map(make, batch))
+            out.flush()  # pixels reach the disk before the marks that vouch for them
+            done[[row for row, fault in zip(batch, faults, strict=True) if fault is None]] = 1
+            done.flush()
+            yield from faults
+
     # Threads suffice: JPEG decoding and resizing release the GIL.
     with ThreadPoolExecutor(workers) as pool:
-        results = pool.map(make, range(len(paths)))
-        refused = [fault for fault in show(results, "Preparing images", len(paths)) if fault]
+        refused = [fault for fault in show(results(pool), "Preparing images", len(paths)) if fault]
     if refused:
         partial.unlink()
+        marks.unlink()
         raise StartupError(f"{len(refused)} images cannot be used: {'; '.join(refused[:5])}")
-    out.flush()
     partial.replace(file)
+    marks.unlink()
 
 
-def _key(paths: list[Path]) -> str:
+def _key(paths: list[Path], remove_artifacts: bool) -> str:
+    preprocessing = image.preprocessing_hash(remove_artifacts=remove_artifacts)
     listing = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
-    return hashlib.sha256(json.dumps([image.preprocessing_hash(), listing]).encode()).hexdigest()[:24]
+    return hashlib.sha256(json.dumps([preprocessing, listing]).encode()).hexdigest()[:24]
+
+
+def _content_key(paths: list[Path], remove_artifacts: bool, workers: int | None, show: ShowProgress) -> str:
+    preprocessing = image.preprocessing_hash(remove_artifacts=remove_artifacts)
+
+    def digest(path: Path) -> str:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+
+    with ThreadPoolExecutor(workers) as pool:
+        digests = list(show(pool.map(digest, paths), "Comparing images with the cache", len(paths)))
+    return hashlib.sha256(json.dumps([preprocessing, digests]).encode()).hexdigest()[:24]
+
+
+def _named_by_content(seen: Path) -> bool:
+    """Whether a link leads from a file to its other name, in one direction or the other."""
+    return seen.is_symlink() or any(
+        path.is_symlink() and path.readlink().name == seen.name for path in seen.parent.glob("prepared-*.npy")
+    )
+
+
+def _link(link: Path, file: Path) -> None:
+    if not link.exists():
+        link.unlink(missing_ok=True)  # one that leads nowhere
+        link.symlink_to(file.name)
+
+
+@contextmanager
+def _alone(file: Path) -> Iterator[None]:
+    """Wait until no other process makes this file; the lock ends with its process, however that ends."""
+    with file.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

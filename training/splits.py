@@ -102,6 +102,15 @@ def folds(dataset: Dataset, count: int, *, seed: int = 0) -> list[Split]:
     return result
 
 
+def write(result: Split, path: Path) -> None:
+    """Write a `splits.csv` that `split(given=…)` reads."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", "dataset", "group_id", "split"])
+        for part, records in ((TRAIN, result.train), (VALIDATION, result.validation)):
+            writer.writerows([record.name, record.dataset, result.groups[record.name], part] for record in records)
+
+
 def assert_disjoint(result: Split) -> None:
     """Refuse a division in which a group stands in both parts, or one part is empty."""
     if not result.train or not result.validation:

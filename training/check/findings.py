@@ -32,8 +32,8 @@ CODES: Final[dict[str, tuple[Severity, str]]] = {
     "label_missing": ("warning", "An image file in a labelled set that no label row names; training does not use it."),
     "image_unlisted": ("note", "An image outside every labelled set; training does not use it."),
     # The same picture twice.
-    "duplicate_file": ("error", "The same bytes under another name, and no duplicates list or group says so."),
-    "duplicate_pixels": ("error", "The same pixels in other bytes under another name, and no list or group says so."),
+    "duplicate_file": ("error", "The same bytes under another name, and no duplicates list says so."),
+    "duplicate_pixels": ("error", "The same pixels in other bytes under another name, and no duplicates list says so."),
     "near_duplicate": (
         "warning",
         "Nearly the same picture (scaled, re-compressed, turned or mirrored) in another group.",
@@ -60,6 +60,7 @@ CODES: Final[dict[str, tuple[Severity, str]]] = {
     "split_row_repeated": ("error", "Two rows of splits.csv name the same image."),
     "split_missing": ("error", "A labelled image without a row in splits.csv; training refuses that."),
     "split_without_label": ("warning", "A row of splits.csv whose image no table labels."),
+    "split_group_differs": ("warning", "One lesion or patient with several group_ids in splits.csv."),
     "split_unknown": ("warning", "A part other than train, val and test; its images are not used."),
     "fold_invalid": ("error", "A tfrecord that is no whole number of −1 or more."),
     # The rest of the tables.

@@ -140,7 +140,7 @@ def _file(entry: Entry) -> Path | str:
 
 
 def splits(found: Tables, report: Report) -> None:
-    """Rows that splits.csv lacks or has to spare."""
+    """Rows that splits.csv lacks or has to spare, and groups that it cuts in pieces."""
     if found.splits is None:
         return
     labelled = {entry.id: entry for entry in found.entries if entry.fold != MARKED_DUPLICATE}
@@ -150,3 +150,7 @@ def splits(found: Tables, report: Report) -> None:
     for name in found.parts:
         if name not in labelled:
             report.add("split_without_label", name, found.splits.name)
+    for what, names in _groups(found):
+        its = {found.parts[name][0] for name in names if name in found.parts}
+        if len(its) > 1:
+            report.add("split_group_differs", sorted(names), f"{what}: {', '.join(sorted(its))}")
