@@ -80,11 +80,11 @@ def folds(dataset: Dataset, count: int, *, seed: int = 0) -> list[Split]:
     group_of, members = groups(dataset), defaultdict[str, list[Record]](list)
     for record in dataset.records:
         members[group_of[record.name]].append(record)
-    total = Counter((record.source, record.leaf) for record in dataset.records)
+    total = _strata(dataset.records)
     taken = [Counter[tuple[str, str]]() for _ in range(count)]
     fold_of: dict[str, int] = {}
     for group in _order(members, seed):
-        strata = Counter((record.source, record.leaf) for record in members[group])
+        strata = _strata(members[group])
         said = [record.fold % count for record in members[group] if record.fold is not None]
 
         def want(fold: int, strata: Counter[tuple[str, str]] = strata) -> float:
@@ -147,6 +147,11 @@ def _own(dataset: Dataset, fraction: float, seed: int) -> Split:
         group_of,
         f"{fraction:.0%} of the groups, seed {seed}",
     )
+
+
+def _strata(records: list[Record]) -> Counter[tuple[str, str]]:
+    """Source × leaf, and the source as a whole: leaves rarer than folds would else all go to the first ones."""
+    return Counter(key for record in records for key in ((record.source, record.leaf), (record.source, "")))
 
 
 def _order(members: dict[str, list[Record]], seed: int) -> list[str]:

@@ -2,9 +2,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from dermserve.errors import StartupError
 from training import datasets, splits
+from training.data_commands import data
 from training.datasets import Dataset, Record
 
 
@@ -50,6 +52,41 @@ def test_another_seed_divides_otherwise(isic: Path) -> None:
     first, again, other = (splits.split(dataset, seed=seed).validation for seed in (0, 0, 1))
     assert first == again
     assert first != other
+
+
+def test_folds_hold_each_image_once_evenly_and_no_group_crosses(isic: Path) -> None:
+    dataset = datasets.read(isic)
+    parts = splits.folds(dataset, 4, seed=1)
+    names = [record.name for part in parts for record in part.validation]
+    assert sorted(names) == sorted(record.name for record in dataset.records)
+    for part in parts:
+        assert len(part.train) + len(part.validation) == len(dataset.records)
+        sides = [{part.groups[record.name] for record in side} for side in (part.train, part.validation)]
+        assert not sides[0] & sides[1]
+        counts = Counter(record.source for record in part.validation)
+        assert counts["HAM10000"] == pytest.approx(10, abs=4)
+        assert any(record.leaf == "MEL" for record in part.validation)
+
+
+def test_tfrecords_make_the_folds_and_may_not_disagree_within_a_patient() -> None:
+    records = [
+        Record(f"i{i}", Path(), "NV", "isic2020", "A", patient=f"p{i // 3}", fold=i // 3 % 15) for i in range(90)
+    ]
+    for number, part in enumerate(splits.folds(Dataset(records), 5)):
+        assert {record.fold for record in part.validation} == {number, number + 5, number + 10}
+    wrong = [*records[:-1], Record("i89", Path(), "NV", "isic2020", "A", patient="p29", fold=3)]
+    with pytest.raises(StartupError, match="into both training and validation"):
+        splits.folds(Dataset(wrong), 5)
+
+
+def test_a_written_fold_is_read_again(isic: Path, tmp_path: Path) -> None:
+    table = tmp_path / "fold.csv"
+    result = CliRunner().invoke(data, ["split", str(isic), "--folds", "3", "--fold", "2", "--out", str(table)])
+    assert result.exit_code == 0, result.output
+    dataset = datasets.read(isic)
+    again, expected = splits.split(dataset, given=table), splits.folds(dataset, 3)[2]
+    assert again.validation == expected.validation
+    assert again.train == expected.train
 
 
 def given(path: Path, dataset: Dataset, part: dict[str, str]) -> Path:
