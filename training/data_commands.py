@@ -38,14 +38,20 @@ def data() -> None:
 @click.argument("folder", metavar="DIR", type=_FOLDER)
 @click.option("--report", "path", type=_OUT, help="Where the report goes; default: data-check.md (or .json) here.")
 @click.option("--json", "as_json", is_flag=True, help="Write the report as JSON instead of Markdown.")
+@click.option("--pairs", type=_OUT, help="Also write unlisted duplicates here, as a duplicates list for DIR.")
 @click.option("--allow", multiple=True, metavar="CODE", help="Count findings of this code as notes. Repeat at will.")
 @_WORKERS
-def check(folder: Path, path: Path | None, as_json: bool, allow: tuple[str, ...], workers: int | None) -> None:
+def check(  # noqa: PLR0917 - click passes every option by name
+    folder: Path, path: Path | None, as_json: bool, pairs: Path | None, allow: tuple[str, ...], workers: int | None
+) -> None:
     """Look through DIR for everything that would make training or its figures wrong.
 
     Reads ISIC 2019, ISIC 2020 (official and Kaggle), HAM10000, test sets (labels.csv), splits.csv and every image:
     missing, damaged, duplicate and unlabelled files, labels that conflict with each other or with the official ones,
     patients, lesions and pictures on both sides of a division. Changes nothing in DIR. docs/data.md lists the codes.
+
+    --pairs writes what shows the same picture and no list names; put the file into DIR, and training keeps each pair in
+    one group.
 
     Exit status: 0 without errors (warnings and notes are allowed), 1 with errors, 2 for a wrong call.
 
@@ -70,6 +76,8 @@ def check(folder: Path, path: Path | None, as_json: bool, allow: tuple[str, ...]
     output.write(report, target, as_json=as_json)
     Console().print(output.table(report))
     click.echo(f"{report.errors:,} errors; every finding is in {target}")
+    if pairs:
+        click.echo(f"{output.write_pairs(report, pairs):,} pairs are in {pairs}")
     if report.errors:
         raise SystemExit(1)
 

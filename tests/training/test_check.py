@@ -14,6 +14,7 @@ from imagehash import phash
 from PIL import Image
 
 from tests.training.conftest import CODES, write
+from training import datasets, splits
 from training.check import likeness, official, tables
 from training.check.findings import CODES as FINDINGS
 from training.check.findings import Finding, Report
@@ -325,6 +326,19 @@ def test_the_command_writes_a_report_and_tells_errors_by_its_status(folder: Path
     assert run.invoke(data, arguments).exit_code == 0
     assert "- ISIC_0000007: " in markdown.read_text()
     assert run.invoke(data, ["check", str(folder), "--allow", "nonsense"]).exit_code == 2
+
+
+def test_written_pairs_settle_what_was_found_and_join_groups(folder: Path, tmp_path: Path) -> None:
+    # ISIC_0000020_downsampled and ISIC_0000004 are BCC of two lesions; both train.
+    change(folder / "splits.csv", ("ISIC_0000004,HAM_002,val", "ISIC_0000004,HAM_002,train"))
+    change(folder / "splits.csv", ("ISIC_0000005_downsampled,HAM_002,val", "ISIC_0000005_downsampled,HAM_002,train"))
+    picture(4).resize((80, 80)).save(folder / IMAGES / "ISIC_0000020_downsampled.jpg", quality=80)
+    pairs = folder / "pairs.csv"
+    arguments = ["check", str(folder), "--pairs", str(pairs), "--report", str(tmp_path / "check.md")]
+    assert "1 pairs are in" in CliRunner().invoke(data, arguments).output
+    assert codes(folder) == {"duplicate_known"}
+    of = splits.groups(datasets.read(folder))
+    assert of["ISIC_0000020_downsampled"] == of["ISIC_0000005_downsampled"]
 
 
 def test_every_error_of_an_image_has_a_code_here() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -46,6 +47,19 @@ def write(report: Report, path: Path, *, as_json: bool) -> None:
     text = json.dumps(report.to_json(), indent=1, ensure_ascii=False) if as_json else markdown(report)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
+
+
+def write_pairs(report: Report, path: Path) -> int:
+    """Write pairs of the same or nearly the same picture that nothing accounts for, as a duplicates list.
+
+    Returns how many there are.
+    """
+    kinds = ("duplicate_file", "duplicate_pixels", "near_duplicate")
+    pairs = [[Path(file).stem for file in finding.files] for finding in report.findings if finding.code in kinds]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([["image_name_1", "image_name_2"], *pairs])
+    return len(pairs)
 
 
 def _line(finding: Finding) -> str:
