@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+KINDS: Final = ("roc", "precision_recall", "reliability", "scores", "confusion")
 # Okabe and Ito's palette, which the common kinds of colour blindness tell apart; dashes and labels say the same again.
 _BLUE, _ORANGE, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "#767676"
 _SIZE: Final = (5.4, 5.0)
@@ -46,7 +47,7 @@ def draw_all(images: Scored, found: Found, folder: Path, prefix: str = "") -> di
         prefix: of the files' names.
 
     Returns:
-        The files by kind: `roc`, `precision_recall`, `reliability`, `scores`, `confusion`.
+        The files by kind, some of `KINDS`.
 
     Raises:
         StartupError: matplotlib is not installed.

@@ -41,10 +41,19 @@ def write_page(card: ModelCard, found: dict[str, Found], images: dict[str, Score
     for path in folder.glob("*.png"):
         if path not in written:
             path.unlink()
-    links = {
-        name: {kind: str(path.relative_to(page.parent)) for kind, path in kinds.items()}
-        for name, kinds in drawn.items()
-    }
-    text = report_page.page(card, links, str(learning.relative_to(page.parent)) if learning else None)
-    page.write_text(text, encoding="utf-8")
+    page.write_text(text(card, page), encoding="utf-8")
     return [page, *written]
+
+
+def text(card: ModelCard, page: Path) -> str:
+    """The page of a card, with links to those plots that lie where `write_page` puts them."""
+
+    def link(name: str) -> str | None:
+        return str(IMAGES / name) if (page.parent / IMAGES / name).exists() else None
+
+    links = {
+        data: {kind: path for kind in plots.KINDS if (path := link(f"{data}-{kind}.png"))}
+        for data in card.metrics
+        if "/" not in data
+    }
+    return report_page.page(card, links, link(LEARNING))

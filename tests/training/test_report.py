@@ -10,6 +10,7 @@ from dermserve.model_card import ModelCard
 from dermserve.settings import Settings
 from training import plots, report_card, report_page, report_served
 from training.report import VALIDATION, Examiner, Found, Scored
+from training.report_console import PAGE
 from training.report_limits import MARK, with_measured
 from training.subgroups import Subject
 
@@ -136,6 +137,13 @@ def test_the_page_holds_the_figures_of_the_card_and_its_plots(
         with Image.open(picture) as image:
             assert min(image.size) > 400
     assert {path.name for path in written[1:]} >= {"val-roc.png", "val-reliability.png", "val-confusion.png"}
+
+
+def test_the_committed_page_is_the_one_of_the_committed_card() -> None:
+    if not PAGE.exists():
+        pytest.skip("docs/model-card.md has not been written yet: dermserve evaluate --write-card")
+    card = ModelCard.read(Settings().model_repository)
+    assert PAGE.read_text() == report_card.text(card, PAGE)
 
 
 def test_the_plots_name_their_figures(images: Scored, found: dict[str, Found]) -> None:
