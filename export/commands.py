@@ -54,7 +54,7 @@ def export(run: Path, target: str, repository: Path, images: Path | None, count:
 
     checkpoint = run / "final.pt" if run.is_dir() else run
     training_card = read_training_card(checkpoint.with_name("card.json"))
-    network, _ = load_checkpoint(checkpoint)
+    network, metadata = load_checkpoint(checkpoint)
     if images is None:
         source, encoded = "generated lesion images", (sample.jpeg(seed) for seed in range(count))
     else:
@@ -67,9 +67,10 @@ def export(run: Path, target: str, repository: Path, images: Path | None, count:
     with tempfile.TemporaryDirectory(dir=repository, prefix=".export-") as folder:
         onnx = Path(folder) / "model.onnx"
         click.echo(f"Exporting {checkpoint} …", err=True)
-        model = ServedModel(network, training_card["temperature"])
+        model = ServedModel(network, training_card["temperature"], metadata.get("ood"))
         sha256 = export_onnx(model, onnx)
-        pixels = [prepare(data).pixels for data in encoded]
+        removed = bool(training_card.get("remove_artifacts", False))
+        pixels = [prepare(data, remove_artifacts=removed).pixels for data in encoded]
         click.echo(f"Comparing with PyTorch on {len(pixels)} images …", err=True)
         found = parity.measure(model, onnx, pixels, source)
         click.echo(

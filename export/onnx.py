@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dermserve.image import SIDE
 from dermserve.labels import LEAVES, rollup_matrix
-from training.model import MEAN, STD
+from training.model import MEAN, STD, Novelty
 
 INPUT = "pixels"
 OUTPUTS = ("probabilities", "diagnoses", "cam", "embedding", "ood")
@@ -23,12 +23,14 @@ class ServedModel(nn.Module):
     Args:
         network: a timm EfficientNet (`forward_features` → [N, 1536, 10, 10]; `classifier`: linear, nine leaves).
         temperature: divides the logits before the softmax (Guo et al. 2017, "On Calibration of Modern Neural Networks").
+        novelty: parameters of `training.model.Novelty`; without them the output `ood` is zero.
     """
 
-    def __init__(self, network: nn.Module, temperature: float) -> None:
+    def __init__(self, network: nn.Module, temperature: float, novelty: dict[str, Tensor] | None = None) -> None:
         super().__init__()
         self.network = network
         self.temperature = temperature
+        self.novelty = None if novelty is None else Novelty(novelty)
         # (x/255 − mean)/std as one multiplication and one addition.
         std = torch.tensor(STD).view(1, 3, 1, 1)
         self.register_buffer("scale", 1 / (255 * std))
@@ -42,15 +44,15 @@ class ServedModel(nn.Module):
         and a linear layer, so the map's mean plus the class's bias is the melanoma logit.
         """
         # Cast first: TensorRT moves no uint8 tensor but into a cast.
-        images = pixels.float().permute(0, 3, 1, 2) * self.scale + self.shift
-        features = self.network.forward_features(images)
+        images = pixels.float().permute(0, 3, 1, 2)
+        features = self.network.forward_features(images * self.scale + self.shift)
         embedding = features.mean(dim=(2, 3))
         head = self.network.classifier
         diagnoses = torch.softmax(head(embedding) / self.temperature, dim=1)
         melanoma = head.weight[LEAVES.index("MEL")]
         cam = (features * melanoma.view(1, -1, 1, 1)).sum(dim=1)
-        # Not measured yet (the card says so); derived from the embedding to keep the batch dimension.
-        ood = embedding[:, :1] * 0
+        # Where nothing was fitted (the card says so): zero, derived from the embedding to keep the batch dimension.
+        ood = embedding[:, :1] * 0 if self.novelty is None else self.novelty(images, embedding)
         return diagnoses @ self.rollup, diagnoses, cam, embedding, ood
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from dermserve import quality
 from dermserve.errors import StartupError
 from dermserve.image import preprocessing_hash
 from dermserve.model_card import ONNX_PATH, ModelCard
@@ -25,7 +26,7 @@ def read_training_card(path: Path) -> dict[str, Any]:
         raise StartupError(
             f"There is no {path}: finish the training run first (`dermserve train --resume`)."
         ) from error
-    if content.get("preprocessing") != preprocessing_hash():
+    if content.get("preprocessing") != preprocessing_hash(remove_artifacts=content.get("remove_artifacts", False)):
         raise StartupError(
             "These weights were trained with another image preparation than this installation's; train again, or "
             "install the version that trained them."
@@ -49,11 +50,11 @@ def install(
                 "version": f"{training_card['version']}+{sha256[:8]}",
                 "weights_sha256": sha256,
                 "export": export,
-                "quality": {"measured": False, "note": "the output is always zeros in this version."},
-                "ood": {
-                    "measured": False,
-                    "note": "the output is always zero in this version.",
-                },
+                # Flags need no training; a run from before they were counted gets them all the same.
+                "quality": training_card.get("quality", {"measured": True, "thresholds": quality.THRESHOLDS}),
+                "ood": training_card.get(
+                    "ood", {"measured": False, "note": "the run was finished before distances were fitted."}
+                ),
             }
         )
     except ValidationError as error:

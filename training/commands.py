@@ -27,6 +27,7 @@ _NEW_FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option("--split", type=_FILE, help="A splits.csv (image,group_id,split); default: the one in DATA, if any.")
 @click.option("--cache", type=_FOLDER, help="Folder of prepared images; default: `cache` beside the run's folder.")
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Change a key of the preset.")
+@click.option("--remove-artifacts", is_flag=True, help="Paint hair over in every image, later in served ones, too.")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out, with the configuration it was started with.")
 def train(  # noqa: PLR0917 - click passes every option by name
     data: Path,
@@ -39,6 +40,7 @@ def train(  # noqa: PLR0917 - click passes every option by name
     split: Path | None,
     cache: Path | None,
     assignments: tuple[str, ...],
+    remove_artifacts: bool,
     resume: bool,
 ) -> None:
     """Train EfficientNet-B3 on ISIC images; writes final.pt and card.json for `dermserve export`.
@@ -59,13 +61,16 @@ def train(  # noqa: PLR0917 - click passes every option by name
 
     request = run.Request(data, out, cache or out.parent / "cache", split, limit, resume, max_minutes)
     if resume:
-        if assignments or epochs is not None or resolution is not None:
+        if assignments or remove_artifacts or epochs is not None or resolution is not None:
             raise click.UsageError(
-                "--resume goes on with the saved configuration; leave out --set, --epochs, --resolution."
+                "--resume goes on with the saved configuration; leave out --set, --epochs, --resolution, "
+                "--remove-artifacts."
             )
         config = run.saved_config(out)
     else:
-        config = resolve(preset, assignments, epochs=epochs, resolution=resolution)
+        config = resolve(
+            preset, assignments, epochs=epochs, resolution=resolution, remove_artifacts=remove_artifacts or None
+        )
     with ExitStack() as open_:
         terminal = open_.enter_context(watch.Terminal(config, Console(stderr=True)))
         watchers: list[watch.Terminal | watch.WeightsAndBiases] = [terminal]

@@ -19,7 +19,7 @@ from dermserve.errors import StartupError
 from dermserve.image import SIDE, preprocessing_hash
 from dermserve.labels import LEAVES
 from dermserve.model_card import SeenImages
-from training import batches, card, report_data, subgroups
+from training import batches, card, ood, report_data, subgroups
 from training.adapt import add_to_bias, prior_shift, reestimate_batch_norm
 from training.config import Config
 from training.evaluate import fit_temperature, operating_points, softmax
@@ -79,7 +79,25 @@ class Finisher:
         points = operating_points(truth, scores, groups, "the validation images", bootstrap=self.config.bootstrap)
         measured = self._measured(model, temperature, chances, {name: p.threshold for name, p in points.items()})
         account = self._account(adapted)
-        found = {"preprocessing": preprocessing_hash(), "temperature": temperature}
+        removed = self.config.remove_artifacts
+        found = {
+            "preprocessing": preprocessing_hash(remove_artifacts=removed),
+            "remove_artifacts": removed,
+            "temperature": temperature,
+        }
+        novelty = ood.fit(
+            model, self.images.pixels, self.images.train, self.device, remove_artifacts=removed, show=self.show
+        )
+        doubts = ood.account(
+            model,
+            novelty,
+            self.images.pixels,
+            self.images.validation,
+            sources=[record.source for record in self.parts.validation],
+            device=self.device,
+            remove_artifacts=removed,
+            show=self.show,
+        )
         content = {
             "name": "melanoma",
             "version": __version__,
@@ -96,10 +114,10 @@ class Finisher:
                 (record.name for record in self.parts.train), (record.name for record in self.parts.validation)
             ).model_dump(),
             **account,
+            **doubts,
             "limits": with_measured(account["limits"], measured),
         }
-        # Whatever else the card knows of the finished weights (`ood`, `quality`) is added here, before it is written.
-        save_checkpoint(self.folder / FINAL, model, metadata | found)
+        save_checkpoint(self.folder / FINAL, model, metadata | found | {"ood": novelty.parameters})
         (self.folder / CARD).write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
         return self.folder / FINAL
 
@@ -121,7 +139,7 @@ class Finisher:
         return found
 
     def _chances(self, model: nn.Module, temperature: float, test: LabelledSet) -> NDArray[np.float64]:
-        pixels = prepared(test.paths, self.cache, show=self.show)
+        pixels = prepared(test.paths, self.cache, remove_artifacts=self.config.remove_artifacts, show=self.show)
         return softmax(self._logits(model, pixels, np.arange(len(pixels))), temperature)
 
     def _account(self, adapted: int) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The network: timm's EfficientNet-B3 with Swish and nine outputs, and its checkpoint file.
 
-The only module of this room that `export/` imports, so it stays light: torch and timm, no data, no training.
+And the distance to its training images that is exported with it. The only module of this room that `export/` imports,
+so it stays light: torch and timm, no data, no training.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any, Final
 
 import timm
 import torch
+import torch.nn.functional as F  # noqa: N812 - everybody's name for it
 from torch import Tensor, nn
 
 from dermserve.errors import StartupError
@@ -156,3 +158,83 @@ def write_atomically(path: Path, content: dict[str, Any]) -> None:
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
+
+
+class Novelty(nn.Module):
+    """How far an image lies from the training images: 0 at their middle, about 1 at the outermost half per cent.
+
+    The largest of three distances, each in units of where that half per cent begins: Mahalanobis distance of image
+    statistics to the nearest cluster of training images (Lee et al. 2018, "A simple unified framework for detecting
+    out-of-distribution samples"), lack of detail, and Mahalanobis distance and residual of the network's embedding in
+    its principal components. `training.ood` fits it. Matrix products, means, logarithms and roots only, so that
+    OpenVINO and TensorRT take it.
+
+    Args:
+        parameters: what `training.ood.fit` found, float32; `embedding_*` belong to one network's weights.
+    """
+
+    def __init__(self, parameters: dict[str, Tensor]) -> None:
+        super().__init__()
+        for name in sorted(parameters):
+            self.register_buffer(name, parameters[name].float())
+
+    def forward(self, images: Tensor, embedding: Tensor) -> Tensor:
+        """Float32 [N, 3, 300, 300] of 0…255 and [N, D] → [N, 1], ≥ 0."""
+        found = statistics(images)
+        usual = (found[:, :-DETAILS] - self.mean) / self.std
+        # One matrix a cluster: [N, 1, S] − [K, S] times [K, S, S].
+        away = (usual.unsqueeze(1) - self.centres).unsqueeze(2) @ self.whitening
+        nearest = away.square().sum(dim=(2, 3)).amin(dim=1, keepdim=True).sqrt()
+        blurred = torch.relu((self.detail_mean - found[:, -DETAILS:]) * self.detail_scale)
+        centred = embedding - self.embedding_mean
+        inside = centred @ self.embedding_basis
+        along = (inside * self.embedding_scale).square().mean(dim=1, keepdim=True).sqrt()
+        residual = (centred - inside @ self.embedding_basis.T).square().sum(dim=1, keepdim=True).sqrt()
+        parts = [nearest, blurred, along, residual * self.embedding_residual]
+        return torch.cat(parts, dim=1).amax(dim=1, keepdim=True)
+
+
+DETAILS: Final = 2
+"""How many of the last `statistics` are about detail: small means blurred."""
+
+
+def statistics(images: Tensor) -> Tensor:
+    """Colour, contrast, texture and layout of images: float32 [N, 3, 300, 300] of 0…255 → [N, 27].
+
+    Everything is measured from 3×3 means on, because the public copies of 200×150 pixels have nothing below that and a
+    photograph of full size has: sharpness must not make an image strange.
+    """
+    small = F.avg_pool2d(images, 3) / 255
+    red, green, blue = small[:, 0:1], small[:, 1:2], small[:, 2:3]
+    grey = 0.299 * red + 0.587 * green + 0.114 * blue
+    whole = torch.cat([grey, blue - grey, red - grey], dim=1)
+    mean = whole.mean(dim=(2, 3))
+    found, energies = [mean], {}
+    for scale in (1, 2, 4, 8):
+        level = F.avg_pool2d(whole, scale) if scale > 1 else whole
+        across, down = level[:, :, 1:, 1:] - level[:, :, 1:, :-1], level[:, :, 1:, 1:] - level[:, :, :-1, 1:]
+        energy = (across.square() + down.square()).mean(dim=(2, 3))
+        energies[scale] = energy[:, :1]
+        found.append(_log(energy[:, :1]))
+        if scale in (1, 4):
+            steps = across.abs()[:, :1] + down.abs()[:, :1]
+            # Few strong edges (letters, windows) against many weak ones; edges along rows and columns against all.
+            spread = (steps.mean(dim=(2, 3)) + 1e-4) / (steps.square().mean(dim=(2, 3)).sqrt() + 1e-4)
+            oblique = ((across * down).abs()[:, :1].mean(dim=(2, 3)) + 1e-6) / (energy[:, :1] + 2e-6)
+            found += [_log(energy[:, 1:]), torch.log(spread), torch.log(oblique)]
+        if scale == 1:
+            found.append(torch.relu(1 - 100 * steps).mean(dim=(2, 3)))  # share of perfectly flat places
+        if scale == 4:
+            found.append(_log((level - mean[:, :, None, None]).square().mean(dim=(2, 3))))
+            found.append(level[:, :, 6:19, 6:19].mean(dim=(2, 3)) - mean)
+    for clipped in (torch.relu(20 * grey - 19), torch.relu(1 - 20 * grey)):
+        found.append(torch.log(clipped.mean(dim=(2, 3)) + 1e-2))
+    found.append((small.amax(dim=1) - small.amin(dim=1)).mean(dim=(1, 2)).unsqueeze(1))
+    for fine, coarse in ((1, 2), (2, 4)):
+        found.append(torch.log((energies[fine].sqrt() + 1e-4) / (energies[coarse].sqrt() + 2e-4)))
+    return torch.cat(found, dim=1)
+
+
+def _log(energy: Tensor) -> Tensor:
+    """Of a mean square in units of full scale; the floor is a quarter of a grey level."""
+    return torch.log(energy + 1e-6)

@@ -70,7 +70,9 @@ def train(
     parts, tests = _parts(request, config, say)
     records = [*parts.train, *parts.validation]
     images = Images(
-        pixels=prepared([record.path for record in records], request.cache, show=show),
+        pixels=prepared(
+            [record.path for record in records], request.cache, remove_artifacts=config.remove_artifacts, show=show
+        ),
         targets=np.array([record.target for record in records]),
         weights=weights(config, parts.train),
         train=np.arange(len(parts.train)),
@@ -123,7 +125,7 @@ def metadata(config: Config) -> dict[str, Any]:
         "architecture": config.architecture,
         "leaves": list(LEAVES),
         "input_size": SIDE,
-        "preprocessing": preprocessing_hash(),
+        "preprocessing": preprocessing_hash(remove_artifacts=config.remove_artifacts),
         "config": config.model_dump(),
     }
 
