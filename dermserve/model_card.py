@@ -99,6 +99,11 @@ class SeenImages(_Part):
         """From the image ids."""
         return cls(train=_pack(train), validation=_pack(validation))
 
+    @property
+    def fixed_count(self) -> int:
+        """How many images temperature and thresholds were fixed on."""
+        return len(_unpack(self.validation))
+
     def trained_on(self, names: Iterable[str]) -> list[str]:
         """Those of the image ids that the weights were trained on."""
         return _among(names, self.train)
@@ -122,12 +127,16 @@ def _pack(names: Iterable[str]) -> str:
 
 
 def _among(names: Iterable[str], packed: str) -> list[str]:
+    digests = _unpack(packed)
+    return [name for name in names if _digest(name) in digests]
+
+
+def _unpack(packed: str) -> set[bytes]:
     try:
         known = base64.b64decode(packed, validate=True)
     except binascii.Error as error:
         raise StartupError(f"The model card's list of seen images is damaged: {error}.") from error
-    digests = {known[start : start + _DIGEST_BYTES] for start in range(0, len(known), _DIGEST_BYTES)}
-    return [name for name in names if _digest(name) in digests]
+    return {known[start : start + _DIGEST_BYTES] for start in range(0, len(known), _DIGEST_BYTES)}
 
 
 class ModelCard(_Part):

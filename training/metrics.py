@@ -233,9 +233,12 @@ class Bootstrap:
 
 
 def estimate(value: float, resampled: Values, images: int, positives: int) -> Estimate:
-    """A value with the 95 % percentile interval of its resamples (those on which it is not defined are skipped)."""
+    """A value with the 95 % percentile interval of its resamples.
+
+    Resamples on which the figure is not defined are skipped; where none is left, nothing is known: 0 to 1.
+    """
     finite = resampled[np.isfinite(resampled)]
-    low, high = np.percentile(finite, [2.5, 97.5]) if finite.size else (math.nan, math.nan)
+    low, high = np.percentile(finite, [2.5, 97.5]) if finite.size else (0.0, 1.0)
     return Estimate(value=value, low=float(low), high=float(high), images=images, positives=positives)
 
 

@@ -83,33 +83,33 @@ def read(root: Path, seed: int, seen: SeenImages | None) -> list[LabelledSet]:
     """The validation images of `root` and its test sets, in that order.
 
     Args:
-        root: as for training; a `splits.csv` in it decides.
-        seed: of the training run, whose own division is made again where there is no `splits.csv`.
+        root: as for training.
+        seed: of the training run; it and a `splits.csv` decide which are the validation images where `seen` is None.
         seen: the images that the weights have seen, where the card knows.
 
     Raises:
-        StartupError: the folder cannot be read, its division is not the one that the weights were trained on, or a
-            test set holds images that they were trained or fixed on.
+        StartupError: the folder cannot be read, lacks validation images of these weights, or a test set holds images
+            that they were trained or fixed on.
     """
-    parts = _split(datasets.read(root), root, seed)
-    sets = [validation_set(parts.validation, parts.groups)]
-    sets += [test_set(test) for test in truth.find_test_sets(root) if len(set(test.labels.melanoma.values())) == 2]
+    found = datasets.read(root)
+    parts = _split(found, root, seed)
+    tests = [test_set(test) for test in truth.find_test_sets(root) if len(set(test.labels.melanoma.values())) == 2]
     if seen is None:
-        return sets
-    names = sets[0].names
-    if seen.trained_on(names) or len(seen.fixed_on(names)) != len(names):
+        return [validation_set(parts.validation, parts.groups), *tests]
+    fixed = set(seen.fixed_on(record.name for record in found.records))
+    if len(fixed) != seen.fixed_count:
         raise StartupError(
-            f"The validation images of {root} ({parts.origin}) are not those of these weights: "
-            f"{len(seen.trained_on(names)):,} of {len(names):,} were trained on. Give the data of the training run."
+            f"{root} holds {len(fixed):,} of the {seen.fixed_count:,} validation images of these weights. Give the data "
+            "that they were trained on."
         )
-    for test in sets[1:]:
+    for test in tests:
         shared = [*seen.trained_on(test.names), *seen.fixed_on(test.names)]
         if shared:
             raise StartupError(
                 f"{len(shared):,} images of the test set {test.name} were used in training, for example {shared[0]}: "
                 "its figures would say nothing about new images."
             )
-    return sets
+    return [validation_set([record for record in found.records if record.name in fixed], parts.groups), *tests]
 
 
 def read_labels(path: Path, seed: int = 0) -> tuple[Labels, dict[str, str]]:

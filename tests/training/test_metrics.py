@@ -92,3 +92,9 @@ def test_without_the_challenges_code_its_figure_is_left_out(cases: Cases, monkey
     monkeypatch.setattr(metrics, "find_spec", lambda name: None)
     found = measure(*cases, bootstrap=10)
     assert set(FIGURES) - set(found) == {"partial_auc_above_80_sensitivity"}
+
+
+def test_where_no_resample_defines_a_figure_nothing_is_known() -> None:
+    figure = metrics.estimate(0.5, np.array([np.nan, np.nan]), 2, 1)
+    assert (figure.low, figure.high) == (0, 1)
+    assert metrics.estimate(0.5, np.array([np.nan, 0.4, 0.4]), 2, 1).low == 0.4

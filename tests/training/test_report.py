@@ -76,7 +76,8 @@ def test_what_is_too_small_is_said(found: dict[str, Found]) -> None:
 def test_confusion_and_recall_count_the_leaves(images: Scored, found: dict[str, Found]) -> None:
     leaves = found["val"].evaluation.leaves
     assert leaves is not None
-    targets, answers = images.leaves or (None, None)
+    assert images.leaves is not None
+    targets, answers = images.leaves
     assert leaves.confusion[0][1] == ((targets == 0) & (answers == 1)).sum() > 0
     assert sum(map(sum, leaves.confusion)) == 400
     assert set(leaves.recall) == {"MEL", "NV", "BKL", "DF"}
@@ -151,7 +152,7 @@ def test_the_plots_name_their_figures(images: Scored, found: dict[str, Found]) -
     auc, error = found["val"].metrics["roc_auc"].value, found["val"].metrics["calibration_error"].value
     roc = plots.roc(images, found["val"])
     assert f"{auc:.3f}" in roc.axes[0].get_title(loc="left")
-    point = roc.axes[0].lines[2].get_xydata()[0]  # after chance and curve, in the order of the thresholds
+    point = np.asarray(roc.axes[0].lines[2].get_xydata())[0]  # after chance and curve, in the order of the thresholds
     reached = found["val"].points["sensitivity_95"]
     assert point == pytest.approx((1 - reached.specificity.value, reached.sensitivity.value))
     assert f"{error:.3f}" in plots.reliability(images, found["val"]).axes[0].get_title(loc="left")

@@ -138,15 +138,22 @@ def test_both_ways_of_calling_it_exclude_each_other(run: Run, tmp_path: Path) ->
         assert "--write-card" in result.output
 
 
-def test_a_folder_with_other_parts_than_the_weights_is_refused(run: Run, isic: Path, tmp_path: Path) -> None:
+def test_a_folder_must_hold_the_validation_images_of_the_weights_and_no_test_image_they_saw(
+    run: Run, isic: Path, tmp_path: Path
+) -> None:
     from training import report_data
 
     seen = SeenImages.of(run.train, run.validation)
     sets = report_data.read(isic, 0, seen)
     assert [labelled.name for labelled in sets] == ["val"]
     assert sets[0].names == run.validation
-    with pytest.raises(DermserveError, match="are not those of these weights"):
-        report_data.read(isic, 1, seen)
+    assert report_data.read(isic, 1, seen)[0].names == run.validation, "the card knows, whatever a division makes"
+    assert report_data.read(isic, 1, None)[0].names != run.validation
+    more = SeenImages.of(run.train, [*run.validation, "ISIC_ELSEWHERE"])
+    with pytest.raises(
+        DermserveError, match=f"{len(run.validation)} of the {len(run.validation) + 1} validation images"
+    ):
+        report_data.read(isic, 0, more)
     own = tmp_path / "data"
     shutil.copytree(isic, own)
     (own / "late-test").mkdir()
