@@ -76,7 +76,8 @@ def read(root: Path) -> Dataset:
     """
     if not root.is_dir():
         raise StartupError(f"There is no folder {root}; pass the folder that holds ISIC 2019 and/or ISIC 2020.")
-    tables = {path: kind(header(path)) for path in sorted({*root.rglob("*.csv"), *root.rglob("HAM10000_metadata*")})}
+    files = (path for path in {*root.rglob("*.csv"), *root.rglob("HAM10000_metadata*")} if path.is_file())
+    tables = {path: kind(header(path)) for path in sorted(files)}
     dataset = Dataset([])
     readers = {"isic2019": read_isic2019, "isic2020": read_isic2020}
     for path, found in tables.items():

@@ -259,6 +259,7 @@ def test_faulty_rows(folder: Path, table: str, edits: list[tuple[str, str]], exp
         ("target", "0", "label_contradicts_target"),
         ("diagnosis", "wart", "label_unknown"),
         ("target", "?", "label_classes"),
+        ("tfrecord", "nan", "fold_invalid"),
     ],
 )
 def test_faulty_rows_of_2020(folder: Path, column: str, value: str, expected: str) -> None:
@@ -276,6 +277,17 @@ def test_kaggle_folds_are_checked_and_marked_duplicates_noted(folder: Path) -> N
     assert {finding.code for finding in findings} == {"group_crosses", "duplicate_marked"} | {"split_without_label"}
     crossing = next(finding for finding in findings if finding.code == "group_crosses")
     assert "patient IP_4 – tfrecord 1: ISIC_9000008; tfrecord 2: ISIC_9000009" in crossing.detail
+
+
+def test_only_the_division_at_the_top_counts(folder: Path) -> None:
+    (folder / "isic2019/fold-0.csv").write_text("image,group_id,split\nISIC_0000003,HAM_001,train\n")
+    assert codes(folder) == {"table_unknown"}
+
+
+def test_a_jpeg_without_its_end_is_damaged(folder: Path) -> None:
+    path = folder / IMAGES / "ISIC_0000003.jpg"
+    path.write_bytes(path.read_bytes()[:-2])
+    assert codes(folder) == {"image_undecodable"}
 
 
 def test_ham10000_is_compared_with_isic2019(folder: Path) -> None:

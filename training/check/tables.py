@@ -84,7 +84,10 @@ def read(root: Path, report: Report) -> Tables:
     for path in tables.of("duplicates"):
         tables.duplicates += [(plain(row["image_name_1"]), plain(row["image_name_2"])) for row in rows[path]]
     for path in tables.of("splits"):
-        _splits(path, rows[path], tables, report)
+        if path == root / "splits.csv":
+            _splits(path, rows[path], tables, report)
+        else:
+            report.add("table_unknown", path, "of several divisions, training reads the splits.csv at the top only")
     for wanted, reader_ in _READERS.items():
         for path in tables.of(wanted):
             seen: dict[str, int] = {}
@@ -184,7 +187,7 @@ def _isic2020(path: Path, line: int, row: Row, tables: Tables, report: Report) -
         report.add("label_contradicts_target", entry.name, f"{entry.place}: {text}")
     if "tfrecord" in row:
         fold = _number(row["tfrecord"])
-        if fold is None or fold < -1 or fold != int(fold):
+        if fold is None or fold not in range(-1, 10_000):
             report.add("fold_invalid", entry.name, f"{entry.place}: tfrecord {row['tfrecord']!r}")
         else:
             entry.fold = int(fold)
