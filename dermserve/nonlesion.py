@@ -272,8 +272,9 @@ def _smooth(rng: np.random.Generator, size: tuple[int, int], cell: int) -> Field
 
 
 def _blend(one: tuple[int, int, int], other: tuple[int, int, int], field: NDArray[np.generic]) -> Field:
-    share = np.asarray(field, np.float64)[..., None]
-    return np.array(one) * (1 - share) + np.array(other) * share
+    share: Field = np.asarray(field, np.float64)[..., None]
+    blended: Field = np.array(one) * (1 - share) + np.array(other) * share
+    return blended
 
 
 def _lit(rng: np.random.Generator, picture: Image.Image) -> Image.Image:

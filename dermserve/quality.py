@@ -37,7 +37,7 @@ _INK_WIDTH: Final = 45
 """Pixels: wider spots of colour are stickers, not strokes."""
 # Median colour of 11,220 training images as ln(R/G), ln(B/G): mean and standard deviation; the two are uncorrelated.
 _SKIN: Final = np.array([[0.288, 0.014], [0.171, 0.098]], np.float32)
-_TINT: Final = 4.2
+_TINT: Final = 3.9
 """Standard deviations from the mean colour at the flag."""
 
 

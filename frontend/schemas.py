@@ -45,7 +45,7 @@ class Diagnoses(BaseModel):
 
 
 class Decision(BaseModel):
-    """`refer` is true when the probability of melanoma reaches the operating point's threshold."""
+    """`refer` is true when the probability of melanoma reaches the threshold; void where `quality.abstained` is true."""
 
     operating_point: str
     threshold: float
@@ -55,8 +55,12 @@ class Decision(BaseModel):
 class Quality(BaseModel):
     """Empty and false while the model card says that quality is not measured."""
 
-    flags: list[str]
-    abstained: bool
+    flags: list[str] = Field(
+        description="Any of `blurry`, `hairy`, `marker_pen`, `color_tint`: what about the photograph can shift the score."
+    )
+    abstained: bool = Field(
+        description="The image does not look like a dermoscopy photograph: `probabilities` and `decision` mean nothing."
+    )
 
 
 class Model(BaseModel):

@@ -52,6 +52,19 @@ def measure_name(name: str) -> str:
     return re.sub(r"\b(\d+) (?=sensitivity|specificity)", "\\1\u00a0% ", words)
 
 
+_FLAG_WORDS: Final = {
+    "blurry": "It is blurred, or out of focus.",
+    "hairy": "Hair covers part of it.",
+    "marker_pen": "There are coloured marks, such as surgical ink, beside the lesion.",
+    "color_tint": "Its colours have a strong cast, unlike skin in white light.",
+}
+
+
+def flag_words(flag: str) -> str:
+    """A quality flag as a sentence."""
+    return _FLAG_WORDS.get(flag, flag.replace("_", " "))
+
+
 def when(moment: datetime) -> str:
     """A point in time in UTC, so that a printed page reads the same everywhere."""
     moment = moment.astimezone(UTC)
@@ -69,6 +82,7 @@ _environment.filters |= {
     "point_name": point_name,
     "data_name": data_name,
     "measure_name": measure_name,
+    "flag_words": flag_words,
     "when": when,
     "code": code,
 }

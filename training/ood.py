@@ -25,7 +25,7 @@ from training.pixels import Pixels, ShowProgress, silent
 
 Matrix = NDArray[np.float64]
 
-_STATISTICS: Final = 8000
+_STATISTICS: Final = 4000
 """Training images whose statistics are looked at; milliseconds each."""
 _EMBEDDINGS: Final = 2000
 """Training images that pass the network, and on which the threshold is chosen."""
@@ -37,6 +37,8 @@ _USUAL: Final = 99.5
 """Percentile of the training images where abstention begins."""
 _USUAL_DRAWN: Final = 97.0
 """The same for drawn artefacts, which may be more extreme than real ones."""
+_BATCH: Final = 16
+_CPU: Final = torch.device("cpu")
 _PER_KIND: Final = 12
 """Generated images of each kind behind the card's figures."""
 
@@ -72,11 +74,18 @@ def fit(
     """
     rng = np.random.default_rng(seed)
     rows = rng.permutation(rows)
-    parameters = _fit_statistics(pixels, rows, rng, remove_artifacts, show)
-    parameters |= _fit_embedding(embeddings(model, pixels, rows[:_EMBEDDINGS], device, show=show))
+    # Sorted, because a disk reads a memory map in order far quicker than at random.
+    seen, counted, marked = (np.sort(rows[:most]) for most in (_EMBEDDINGS, _STATISTICS, _DRAWN))
+    drawn = _drawn_statistics(pixels, marked, rng, remove_artifacts, show)
+    parameters = _fit_statistics(_statistics(pixels, counted, show), drawn)
+    embedded = embeddings(model, pixels, seen, device, show=show)
+    parameters |= _fit_embedding(embedded)
     tensors = {name: torch.from_numpy(np.asarray(value, np.float32)) for name, value in parameters.items()}
-    found = distances(model, tensors, pixels, rows[:_EMBEDDINGS], device, show=show)
-    return Fitted(tensors, float(np.percentile(found, _USUAL)))
+    novelty, parts = Novelty(tensors), torch.from_numpy(embedded).split(_BATCH)
+    with torch.inference_mode():
+        batches = zip(_batches(pixels, seen, show), parts, strict=True)
+        found = torch.cat([novelty(_floats(some, _CPU), part) for some, part in batches])
+    return Fitted(tensors, float(np.percentile(found.numpy(), _USUAL)))
 
 
 @torch.inference_mode()
@@ -152,15 +161,23 @@ def account(
     return card
 
 
-def _fit_statistics(
+def _statistics(pixels: Pixels, rows: NDArray[np.int64], show: ShowProgress) -> Matrix:
+    return np.concatenate([_measured(some) for some in _batches(pixels, rows, show, "Statistics")])
+
+
+def _drawn_statistics(
     pixels: Pixels, rows: NDArray[np.int64], rng: np.random.Generator, remove_artifacts: bool, show: ShowProgress
-) -> dict[str, Matrix]:
-    real = np.concatenate([_measured(some) for some in _batches(pixels, rows[:_STATISTICS], show, "Statistics")])
-    marked = []
-    for some in _batches(pixels, rows[:_DRAWN], show, "Statistics with artefacts"):
+) -> Matrix:
+    """The same of images with a drawn artefact, which is removed again where a server would do so."""
+    found: list[Matrix] = []
+    for some in _batches(pixels, rows, show, "Statistics with artefacts"):
         laid = [draw(str(rng.choice(list(KINDS))), one, rng) for one in some]
-        marked.append(_measured(np.stack([artifacts.remove(one) for one in laid] if remove_artifacts else laid)))
-    drawn = np.concatenate(marked)
+        found.append(_measured(np.stack([artifacts.remove(one) for one in laid] if remove_artifacts else laid)))
+    return np.concatenate(found)
+
+
+def _fit_statistics(real: Matrix, drawn: Matrix) -> dict[str, Matrix]:
+    """Clusters of the images as they are, and one more of those with drawn artefacts; each scaled by its own edge."""
     usual, detail = real[:, :-DETAILS], real[:, -DETAILS:]
     mean, std = usual.mean(axis=0), usual.std(axis=0) + 1e-3
     usual, strange = (usual - mean) / std, (drawn[:, :-DETAILS] - mean) / std
@@ -223,7 +240,7 @@ def _nearest(points: Matrix, groups: list[tuple[Matrix, Matrix]]) -> Matrix:
 
 def _measured(some: Pixels) -> Matrix:
     with torch.inference_mode():
-        return statistics(_floats(some, torch.device("cpu"))).double().numpy()
+        return statistics(_floats(some, _CPU)).double().numpy()
 
 
 def _floats(some: Pixels, device: torch.device) -> Tensor:
@@ -235,11 +252,9 @@ def _embed(model: nn.Module, some: Pixels, device: torch.device) -> Tensor:
     return features.mean(dim=(2, 3)).float()
 
 
-def _batches(
-    pixels: Pixels, rows: NDArray[np.int64], show: ShowProgress, label: str = "Distances", size: int = 16
-) -> Any:
-    starts = range(0, len(rows), size)
-    return (np.array(pixels[rows[start : start + size]]) for start in show(starts, label, len(starts)))
+def _batches(pixels: Pixels, rows: NDArray[np.int64], show: ShowProgress, label: str = "Distances") -> Any:
+    starts = range(0, len(rows), _BATCH)
+    return (np.array(pixels[rows[start : start + _BATCH]]) for start in show(starts, label, len(starts)))
 
 
 def _by_source(raised: NDArray[np.bool_], sources: list[str]) -> dict[str, float]:

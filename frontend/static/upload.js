@@ -195,7 +195,11 @@ class Item {
     tag.className = `tag ${kind}`;
     tag.textContent = { abstained: "No assessment", refer: "Referral suggested", below: "Below threshold" }[kind];
     this.finish("");
-    this.status.append(tag, `Melanoma ${percent(result.probabilities.melanoma)}, threshold ${percent(threshold)}. `);
+    const words =
+      kind === "abstained"
+        ? "This does not look like a dermoscopy photograph. "
+        : `Melanoma ${percent(result.probabilities.melanoma)}, threshold ${percent(threshold)}. `;
+    this.status.append(tag, words);
     const link = document.createElement("a");
     link.href = `/predictions/${result.id}`;
     link.textContent = "Open on its own page";

@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from urllib.parse import quote
 from uuid import uuid4
 
@@ -13,10 +14,11 @@ import httpx
 import pytest
 
 from dermserve.labels import CSV_HEADER, LEAF_NAMES
+from dermserve.model_card import Measured
 from frontend.templating import percent, point_name
 from frontend.upload import display_name
 from tests.frontend.browsing import Browser
-from tests.frontend.conftest import Server
+from tests.frontend.conftest import Server, make_card
 
 PUBLIC = ["/", "/login", "/register", "/about", "/docs", "/samples/1.jpg", "/static/style.css", "/static/upload.js"]
 
@@ -183,3 +185,27 @@ def test_about_shows_the_card(server: Server) -> None:
     page = httpx.get(f"{server.url}/about").text
     for words in ("melanoma 1.2.3", "made-up test set", "0.874", "0.850 to 0.900", "CC-0", "Made up for tests."):
         assert words in page
+
+
+def test_an_abstained_result_does_not_look_like_a_normal_one(
+    start: Callable[..., Server], tmp_path: Path, jpegs: list[bytes]
+) -> None:
+    make_card(
+        tmp_path,
+        quality=Measured(measured=True, thresholds={"marker_pen": 0.5}),
+        ood=Measured(measured=True, thresholds={"ood": 5.0}),
+    )
+    browser = Browser(start(model_repository=tmp_path).url)
+    browser.register()
+    result = browser.upload(jpegs[0], name="page.jpg").json()
+    page = browser.get(f"/predictions/{result['id']}").text
+    assert "does not look like a dermoscopy photograph" in page
+    assert "neither a referral nor an all-clear" in page
+    assert "There are coloured marks" in page
+    for normal in ("Referral suggested", "Below the referral threshold", "Nine diagnoses", "cleared"):
+        assert normal not in page
+    shown = re.sub(r"<details.*?</details>", "", page, flags=re.DOTALL)
+    assert percent(result["probabilities"]["melanoma"]) not in shown
+    history = browser.get("/history").text
+    assert "No assessment" in history
+    assert percent(result["probabilities"]["melanoma"]) not in history

@@ -1,0 +1,66 @@
+"""Hair is painted over; everything else stays."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from dermserve import artifacts, image, sample
+from training.artifacts import draw
+
+
+def plain(seed: int) -> np.ndarray:
+    """A lesion without hair: smooth skin, a soft brown spot, some noise."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[-1:1:300j, -1:1:300j]
+    spot = np.exp(-((x / 0.35) ** 2 + (y / 0.3) ** 2) * 2)[..., None]
+    pixels = np.array([222, 180, 160]) - spot * np.array([95, 105, 110]) + rng.normal(0, 2, (300, 300, 3))
+    return np.clip(pixels, 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_drawn_hair_is_found_and_gone_after_removal(seed: int) -> None:
+    clean = plain(seed)
+    hairy = draw("hair", clean, np.random.default_rng(seed))
+    touched = np.abs(hairy.astype(int) - clean).max(axis=2) > 40
+    assert touched.mean() > 0.01
+    found = artifacts.hair(hairy)
+    assert found[touched].mean() > 0.6
+    assert found[~touched].mean() < 0.25, "soft edges and what lies between crossing hairs"
+    restored = artifacts.remove(hairy)
+    before, after = (np.abs(some.astype(int) - clean)[touched].mean() for some in (hairy, restored))
+    assert after < 0.4 * before
+
+
+def test_an_image_without_hair_stays_as_it_is_and_the_input_is_not_written_to() -> None:
+    clean = plain(9)
+    clean.setflags(write=False)
+    assert not artifacts.hair(clean).any()
+    assert np.array_equal(artifacts.remove(clean), clean)
+
+
+def test_fair_hair_on_dark_skin_is_found() -> None:
+    dark = (plain(3) * 0.45).astype(np.uint8)
+    dark[148:151, 30:270] = (190, 170, 140)
+    assert artifacts.hair(dark)[149, 60:240].mean() > 0.9
+
+
+def test_ink_is_left_alone() -> None:
+    inked = plain(5)
+    inked[40:60, 40:120] = (72, 40, 130)
+    assert np.array_equal(artifacts.remove(inked)[42:58, 45:115], inked[42:58, 45:115])
+
+
+def test_a_picture_full_of_lines_has_an_answer() -> None:
+    lines = np.zeros((300, 300, 3), np.uint8)
+    lines[::4] = 255
+    assert artifacts.remove(lines).shape == (300, 300, 3)
+
+
+def test_prepare_removes_on_request_and_the_hash_tells() -> None:
+    data = sample.jpeg(1)
+    usual, removed = image.prepare(data), image.prepare(data, remove_artifacts=True)
+    assert np.array_equal(removed.pixels, artifacts.remove(usual.pixels))
+    assert not np.array_equal(removed.pixels, usual.pixels)
+    assert removed.region == usual.region
+    assert image.preprocessing_hash(remove_artifacts=True) != image.preprocessing_hash()
