@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 
+from training.commands import train
 from training.loop import STATE
 
 STAGES = '[{"resolution": 32, "epochs": 1}, {"resolution": 48, "epochs": 2, "frozen_blocks": 1}]'
@@ -32,35 +34,31 @@ EPOCH = 13
 """Steps: 108 of the 116 images train, eight a step."""
 
 
-def command(data: Path, out: Path, *more: str) -> list[str]:
-    shell = [sys.executable, "-c", "from dermserve.cli import main; main()", "train"]
-    return [*shell, "--data", str(data), "--out", str(out), *more]
-
-
-def fresh(data: Path, out: Path) -> subprocess.Popen[bytes]:
-    settings = [word for setting in SETTINGS for word in ("--set", setting)]
-    return subprocess.Popen(command(data, out, "--preset", "quick", *settings))
+FRESH = ("--preset", "quick", *(word for setting in SETTINGS for word in ("--set", setting)))
+COMMAND = (sys.executable, "-c", "from dermserve.cli import main; main()", "train")
 
 
 def kill_within_epoch(process: subprocess.Popen[bytes], out: Path, *, stage: int) -> dict[str, Any]:
-    """Stop the process again and again until its checkpoint lies within an epoch of `stage`, then SIGKILL it.
+    """SIGKILL the process when its checkpoint lies within an epoch of `stage`; returns the progress stored there.
 
-    While it is stopped it cannot run on to somewhere else. Returns the progress in the checkpoint.
+    It is stopped for a second, certain look, for meanwhile it may have run on to somewhere else.
     """
-    deadline = time.monotonic() + 120
+
+    def within() -> dict[str, Any] | None:
+        progress: dict[str, Any] = torch.load(out / STATE, weights_only=True)["progress"]
+        return progress if progress["stage"] == stage and 2 < progress["batch"] < EPOCH else None
+
+    deadline = time.monotonic() + 200
     while time.monotonic() < deadline:
         assert process.poll() is None, "the run ended before it could be killed"
-        time.sleep(0.03)
-        if not (out / STATE).exists():
-            continue
-        process.send_signal(signal.SIGSTOP)
-        progress: dict[str, Any] = torch.load(out / STATE, weights_only=True)["progress"]
-        if progress["stage"] == stage and 2 < progress["batch"] < EPOCH:
-            process.kill()
-            process.wait()
-            return progress
-        process.send_signal(signal.SIGCONT)
-    process.kill()
+        time.sleep(0.05)
+        if (out / STATE).exists() and within():
+            process.send_signal(signal.SIGSTOP)
+            if progress := within():
+                process.kill()
+                process.wait()
+                return progress
+            process.send_signal(signal.SIGCONT)
     raise AssertionError("no checkpoint within an epoch")
 
 
@@ -78,21 +76,21 @@ def without_clock(out: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, 
 def test_a_run_killed_within_an_epoch_of_its_second_stage_ends_like_an_uninterrupted_one(
     isic: Path, tmp_path: Path
 ) -> None:
-    whole, killed = tmp_path / "one/whole", tmp_path / "two/killed"  # each with its own cache
-    first = fresh(isic, whole)
-    second = fresh(isic, killed)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    process = subprocess.Popen([*COMMAND, "--data", str(isic), "--out", str(killed), *FRESH])
     try:
-        progress = kill_within_epoch(second, killed, stage=1)
-        assert second.returncode == -signal.SIGKILL
-        assert not (killed / "final.pt").exists()
-        done = subprocess.run(command(isic, killed, "--resume"), capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        assert f"Going on at step {progress['step']}" in done.stderr
-        assert first.wait(120) == 0
+        progress = kill_within_epoch(process, killed, stage=1)
     finally:
-        for process in (first, second):
-            process.kill()
-            process.wait()
+        process.kill()
+        process.wait()
+    assert process.returncode == -signal.SIGKILL
+    assert not (killed / "final.pt").exists()
+    resume = [*COMMAND, "--data", str(isic), "--out", str(killed), "--resume"]
+    done = subprocess.run(resume, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert f"Going on at step {progress['step']}" in done.stderr
+    arguments = ["--data", str(isic), "--out", str(whole), *FRESH]
+    assert CliRunner().invoke(train, arguments, catch_exceptions=False).exit_code == 0
     (state, card, weights), (other_state, other_card, other_weights) = without_clock(whole), without_clock(killed)
     assert state["progress"]["step"] == 3 * EPOCH
     curve, other_curve = state["progress"]["history"], other_state["progress"]["history"]
