@@ -140,8 +140,9 @@ def evaluate(  # noqa: PLR0917 - click passes every option by name
     """
     from rich.console import Console
 
-    from training import report_console, scores
-    from training.report import Examiner
+    from training import scores
+    from training.report import console as report_console
+    from training.report.examine import Examiner
 
     console = Console()
     if data is not None:
@@ -166,7 +167,7 @@ def evaluate(  # noqa: PLR0917 - click passes every option by name
     found = Examiner(thresholds, joined.subjects, bootstrap).examine(joined.images)
     report_console.show(console, found, joined, has_card=card is not None)
     if plots:
-        from training.plots import draw_all
+        from training.report.plots import draw_all
 
         for path in draw_all(joined.images, found[joined.images.name], plots).values():
             console.print(f"{path} is written", highlight=False, soft_wrap=True)

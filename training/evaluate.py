@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_curve
 
 from dermserve.model_card import Estimate, OperatingPoint
-from training.metrics import FIGURES, Bootstrap, Scores, Truth, estimate, measure
+from training.report.metrics import FIGURES, Bootstrap, Scores, Truth, estimate, measure
 
 __all__ = ["measure"]  # besides what is defined here: one module to import figures and thresholds from
 

@@ -19,7 +19,7 @@ from dermserve.errors import StartupError
 from dermserve.image import SIDE, preprocessing_hash
 from dermserve.labels import LEAVES
 from dermserve.model_card import SeenImages
-from training import batches, card, ood, report_data, subgroups
+from training import batches, card, ood
 from training.adapt import add_to_bias, prior_shift, reestimate_batch_norm
 from training.config import Config
 from training.evaluate import fit_temperature, operating_points, softmax
@@ -27,9 +27,11 @@ from training.inference import predict
 from training.loop import BEST, Images
 from training.model import load_checkpoint, save_checkpoint
 from training.pixels import ShowProgress, prepared, silent
-from training.report import Examiner, Found
-from training.report_data import LabelledSet
-from training.report_limits import with_measured
+from training.report import data as report_data
+from training.report import subgroups
+from training.report.data import LabelledSet
+from training.report.examine import Examiner, Found
+from training.report.limits import with_measured
 from training.schedule import Progress
 from training.splits import Split
 from training.truth import TestSet

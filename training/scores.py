@@ -13,9 +13,10 @@ from pydantic import TypeAdapter, ValidationError
 from dermserve.errors import StartupError
 from dermserve.labels import CSV_HEADER
 from dermserve.model_card import OperatingPoint, SeenImages
-from training import report_data, subgroups
-from training.report import TEST, VALIDATION, Found, Scored
-from training.subgroups import Subject
+from training.report import data as report_data
+from training.report import subgroups
+from training.report.examine import TEST, VALIDATION, Found, Scored
+from training.report.subgroups import Subject
 from training.truth import read_rows, stem
 
 OTHER = "other"

@@ -5,7 +5,8 @@ import pytest
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
-from training import evaluate, metrics
+from training import evaluate
+from training.report import metrics
 
 
 @pytest.fixture

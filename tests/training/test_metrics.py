@@ -3,8 +3,8 @@ import pytest
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score
 
-from training import metrics
-from training.metrics import FIGURES, Bootstrap, measure, ranked
+from training.report import metrics
+from training.report.metrics import FIGURES, Bootstrap, measure, ranked
 
 Cases = tuple[NDArray[np.bool_], NDArray[np.float64], list[str]]
 

@@ -8,11 +8,14 @@ from PIL import Image
 from dermserve.labels import LEAVES
 from dermserve.model_card import ModelCard
 from dermserve.settings import Settings
-from training import plots, report_card, report_page, report_served
-from training.report import VALIDATION, Examiner, Found, Scored
-from training.report_console import PAGE
-from training.report_limits import MARK, with_measured
-from training.subgroups import Subject
+from training.report import card as report_card
+from training.report import page as report_page
+from training.report import plots
+from training.report import served as report_served
+from training.report.console import PAGE
+from training.report.examine import VALIDATION, Examiner, Found, Scored
+from training.report.limits import MARK, with_measured
+from training.report.subgroups import Subject
 
 THRESHOLDS = {"sensitivity_95": 0.2, "balanced": 0.5}
 

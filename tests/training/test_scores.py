@@ -141,7 +141,7 @@ def test_both_ways_of_calling_it_exclude_each_other(run: Run, tmp_path: Path) ->
 def test_a_folder_must_hold_the_validation_images_of_the_weights_and_no_test_image_they_saw(
     run: Run, isic: Path, tmp_path: Path
 ) -> None:
-    from training import report_data
+    from training.report import data as report_data
 
     seen = SeenImages.of(run.train, run.validation)
     sets = report_data.read(isic, 0, seen)

@@ -3,8 +3,8 @@ from pathlib import Path
 import numpy as np
 
 from tests.training.conftest import write
-from training import subgroups
-from training.subgroups import Subject
+from training.report import subgroups
+from training.report.subgroups import Subject
 
 
 def test_both_years_tables_are_read_under_one_vocabulary(tmp_path: Path) -> None:

@@ -19,10 +19,11 @@ from dermserve.errors import ImageError, InferenceUnavailable, Overloaded, Start
 from dermserve.image import prepare
 from dermserve.labels import COLUMNS, CSV_HEADER, LEAVES
 from dermserve.model_card import ONNX_PATH, ModelCard
-from training import report_data, subgroups
-from training.report import Examiner, Found, Scored
-from training.report_data import LabelledSet
-from training.report_limits import with_measured
+from training.report import data as report_data
+from training.report import subgroups
+from training.report.data import LabelledSet
+from training.report.examine import Examiner, Found, Scored
+from training.report.limits import with_measured
 
 _IN_FLIGHT: Final = 8
 _PATIENCE: Final = 20  # attempts of one image against a full queue, each up to the client's deadline

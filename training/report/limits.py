@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 from dermserve.model_card import Estimate
-from training.report import Found
-from training.subgroups import UNKNOWN
+from training.report.examine import Found
+from training.report.subgroups import UNKNOWN
 
 MARK: Final = "Measured: "
 _POINT: Final = "sensitivity_95"

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from dermserve.errors import StartupError
 from dermserve.model_card import ModelCard
-from training import plots, report_page
-from training.report import Found, Scored
+from training.report import page as report_page
+from training.report import plots
+from training.report.examine import Found, Scored
 
 IMAGES = Path("images/model-card")
 LEARNING = "learning.png"

@@ -11,8 +11,8 @@ from dermserve.errors import StartupError
 from dermserve.labels import LEAVES
 from dermserve.model_card import CARD_PATH, Estimate, LeafResults
 from dermserve.settings import REPOSITORY_ROOT, Settings
-from training.metrics import FIGURES
-from training.report import Found
+from training.report.examine import Found
+from training.report.metrics import FIGURES
 from training.scores import Joined
 
 PAGE = REPOSITORY_ROOT / "docs/model-card.md"
@@ -113,7 +113,8 @@ def write_card(
         StartupError: the data are not those of the weights, or the server does not serve the repository's weights.
         InferenceUnavailable: no server answers.
     """
-    from training import report_card, report_served
+    from training.report import card as report_card
+    from training.report import served as report_served
 
     repository = Settings().model_repository
     page = page or PAGE

@@ -7,8 +7,8 @@ from typing import Final
 
 from dermserve.labels import COLUMN_LEAVES, LEAF_NAMES, LEAVES
 from dermserve.model_card import Estimate, Evaluation, ModelCard, OperatingPoint
-from training.metrics import BINS, FIGURES
-from training.report_markdown import Links, cell, join, percents, picture, table
+from training.report.markdown import Links, cell, join, percents, picture, table
+from training.report.metrics import BINS, FIGURES
 
 _RARE: Final = 0.02
 """A share of melanoma among examined lesions that is nearer to a clinic's than that of the data sets."""

@@ -13,7 +13,7 @@ from dermserve.labels import LEAVES
 from dermserve.model_card import SeenImages
 from training import datasets, splits, truth
 from training.datasets import Record
-from training.report import TEST, VALIDATION, Scored
+from training.report.examine import TEST, VALIDATION, Scored
 from training.truth import Labels, TestSet
 
 MELANOMA = LEAVES.index("MEL")

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from dermserve.labels import LEAVES
 from dermserve.model_card import Estimate, Evaluation, LeafResults, OperatingPoint
-from training import subgroups
 from training.evaluate import at_thresholds
-from training.metrics import FIGURES, Bootstrap, estimate, figures, measure
-from training.subgroups import Subject
+from training.report import subgroups
+from training.report.metrics import FIGURES, Bootstrap, estimate, figures, measure
+from training.report.subgroups import Subject
 
 VALIDATION: Final = "validation: not trained on, but temperature and thresholds were fixed on these images"
 TEST: Final = "test: none of these image ids was trained on, and nothing was chosen on these images"

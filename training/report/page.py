@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from dermserve.model_card import ModelCard
-from training import report_results
-from training.report_markdown import Links, join, plain, table
+from training.report import results as report_results
+from training.report.markdown import Links, join, plain, table
 
 
 def page(card: ModelCard, plots: Links, learning_curve: str | None) -> str:

@@ -13,8 +13,8 @@ from sklearn.metrics import precision_recall_curve, roc_curve
 from dermserve.errors import StartupError
 from dermserve.labels import LEAVES
 from dermserve.model_card import Estimate, LeafResults
-from training.metrics import BINS
-from training.report import Found, Scored
+from training.report.examine import Found, Scored
+from training.report.metrics import BINS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
