@@ -18,6 +18,20 @@ def estimate(value: float) -> dict[str, float]:
     return {"value": value, "low": value, "high": value, "images": 1, "positives": 1}
 
 
+def novelty(statistics: int = 25, components: int = 8) -> dict[str, torch.Tensor]:
+    """Parameters of `training.model.Novelty` with two clusters, made up."""
+    draw = torch.Generator().manual_seed(1)
+    basis, _ = torch.linalg.qr(torch.randn(1536, components, generator=draw))
+    return {
+        "mean": torch.full((statistics,), -1.0), "std": torch.full((statistics,), 2.0),
+        "centres": torch.randn(2, statistics, generator=draw),
+        "whitening": torch.randn(2, statistics, statistics, generator=draw) / 9,
+        "detail_mean": torch.full((2,), -0.35), "detail_scale": torch.full((2,), 4.0),
+        "embedding_mean": torch.zeros(1536), "embedding_basis": basis,
+        "embedding_scale": torch.full((components,), 0.5), "embedding_residual": torch.tensor(0.01),
+    }  # fmt: skip
+
+
 @pytest.fixture(scope="session")
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run as training leaves it, with random weights that make the nine leaves differ visibly."""
@@ -31,12 +45,13 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "architecture": ARCHITECTURE, "leaves": list(LEAVES), "input_size": 300,
         "preprocessing": preprocessing_hash(), "temperature": TEMPERATURE, "config": {},
     }  # fmt: skip
-    save_checkpoint(folder / "final.pt", network, metadata)
+    save_checkpoint(folder / "final.pt", network, metadata | {"ood": novelty()})
     point = {"threshold": 0.1, "sensitivity": estimate(0.95), "specificity": estimate(0.5), "data": "none"}
     card = {
         "name": "melanoma", "version": "0.0.0", "created_at": "2026-01-01T00:00:00+00:00", "architecture": ARCHITECTURE,
         "leaves": list(LEAVES), "input_size": 300, "preprocessing": preprocessing_hash(), "temperature": TEMPERATURE,
-        "operating_points": {"sensitivity_95": point}, "metrics": {}, "training": {}, "data": [], "limits": ["random"],
+        "operating_points": {"sensitivity_95": point}, "metrics": {},
+        "ood": {"measured": True, "thresholds": {"ood": 1.0}}, "training": {}, "data": [], "limits": ["random"],
     }  # fmt: skip
     (folder / "card.json").write_text(json.dumps(card))
     return folder

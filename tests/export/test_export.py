@@ -14,13 +14,13 @@ from click.testing import CliRunner, Result
 from dermserve import sample
 from dermserve.errors import StartupError
 from dermserve.image import prepare
-from dermserve.labels import LEAVES
+from dermserve.labels import LEAVES, QUALITY_FLAGS
 from dermserve.model_card import CARD_PATH, ONNX_PATH, ModelCard, sha256
 from export import parity
 from export.commands import export
 from export.onnx import OUTPUTS, ServedModel
 from tests.export.conftest import TEMPERATURE
-from training.model import load_checkpoint, normalise
+from training.model import Novelty, load_checkpoint, normalise, save_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +66,34 @@ def test_the_map_and_the_embedding_add_up_to_the_melanoma_logit(
     assert answers["cam"].mean(axis=(1, 2)) + bias[melanoma] == pytest.approx(logits[:, melanoma], abs=1e-4)
     rebuilt = answers["embedding"] @ head.weight.detach().numpy().T + bias
     assert np.abs(rebuilt - logits).max() < 1e-3
+
+
+def test_the_distance_is_computed_in_the_graph_as_in_training(
+    run_folder: Path, pixels: np.ndarray, answers: dict[str, np.ndarray]
+) -> None:
+    _, metadata = load_checkpoint(run_folder / "final.pt")
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float()
+    expected = Novelty(metadata["ood"])(images, torch.from_numpy(answers["embedding"])).numpy()
+    assert answers["ood"].shape == (3, 1)
+    assert answers["ood"] == pytest.approx(expected, rel=1e-3)
+    assert np.ptp(answers["ood"]) > 0, "images differ"
+
+
+def test_a_run_without_a_distance_gives_zero_and_says_so(run_folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(run_folder, run)
+    network, metadata = load_checkpoint(run / "final.pt")
+    del metadata["ood"]
+    save_checkpoint(run / "final.pt", network, metadata)
+    card = json.loads((run / "card.json").read_text())
+    del card["ood"]
+    (run / "card.json").write_text(json.dumps(card))
+    done = CliRunner().invoke(export, [str(run), "--repository", str(tmp_path), "--count", "1"])
+    assert done.exit_code == 0, done.output
+    written = ModelCard.read(tmp_path)
+    assert not written.ood.measured
+    assert written.quality.measured
+    assert set(written.quality.thresholds) == set(QUALITY_FLAGS)
 
 
 def test_the_file_is_self_contained_checked_and_free_of_paths(repository: Path) -> None:
