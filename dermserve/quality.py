@@ -22,7 +22,7 @@ THRESHOLDS: Final = dict.fromkeys(QUALITY_FLAGS, 0.5)
 
 _PLANE: Final = 0.5
 """Ratio of the steps between means of 2×2 pixels to those between means of 4×4 where there is no detail at all."""
-_DETAIL: Final = 0.045
+_DETAIL: Final = 0.04
 """What the ratio exceeds `_PLANE` by at the flag. Images of 200×150 pixels enlarged to 300 keep more than that."""
 _LUMA: Final = np.array([0.299, 0.587, 0.114], np.float32)
 _HAIR: Final = 0.06
@@ -37,7 +37,7 @@ _INK_WIDTH: Final = 45
 """Pixels: wider spots of colour are stickers, not strokes."""
 # Median colour of 11,220 training images as ln(R/G), ln(B/G): mean and standard deviation; the two are uncorrelated.
 _SKIN: Final = np.array([[0.288, 0.014], [0.171, 0.098]], np.float32)
-_TINT: Final = 3.9
+_TINT: Final = 4.2
 """Standard deviations from the mean colour at the flag."""
 
 
