@@ -64,7 +64,9 @@ class Config(BaseModel):
     distill: float = Field(0.0, ge=0, le=1, description="Weight of the teacher's logits against the labels.")
     distill_temperature: float = Field(2.0, gt=0, description="Softens both distributions, 1: as they are.")
 
-    remove_artifacts: bool = Field(False, description="Paint hair over before the network sees an image, served ones too.")
+    remove_artifacts: bool = Field(
+        False, description="Paint hair over before the network sees an image, served ones too."
+    )
     adapt_images: int = Field(2048, ge=0, description="Images at 300 px for the last BatchNorm statistics; 0: keep.")
     validation_images: int = Field(0, ge=0, description="At most so many per look between stages; 0: all.")
     validate_every: float = Field(1.0, gt=0, description="Epochs between two looks at the validation images.")
@@ -73,6 +75,7 @@ class Config(BaseModel):
     workers: int = Field(4, ge=0, description="Processes that augment images; 0: none beside the training itself.")
     threads: int = Field(0, ge=0, description="torch's CPU threads; 0: torch decides.")
     mixed_precision: bool = Field(True, description="bfloat16 autocast on a GPU; a CPU always trains in float32.")
+    compile: bool = Field(False, description="torch.compile: a fifth quicker on a CPU, after two minutes; needs g++.")
     checkpoint_minutes: float = Field(5, ge=0, description="Between two checkpoints within an epoch.")
     seed: int = 0
     wandb: Literal["disabled", "offline", "online"] = "offline"

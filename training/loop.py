@@ -95,6 +95,7 @@ class Trainer:
         if config.initial_weights and not resume:
             load_features(self.model, Path(config.initial_weights))
         self.model.to(device)
+        self._trained = torch.compile(self.model) if config.compile else self.model  # the same weights either way
         self.averaged = create_model(architecture=config.architecture).to(device).eval()
         self.averaged.load_state_dict(self.model.state_dict())
         self.objective = Objective(config, device)
@@ -187,7 +188,7 @@ class Trainer:
         targets = targets.to(self.device, non_blocking=True)
         autocast = config.mixed_precision and self.device.type == "cuda"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=autocast):
-            loss = self.objective(self.model, normalise(images), targets)
+            loss = self.objective(self._trained, normalise(images), targets)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
