@@ -1,7 +1,7 @@
 """Knowing when not to answer: fit the distance to the training images, and measure how often it abstains.
 
 Fitted on training images alone, of which some get drawn artefacts, so that a ruler or a hair does not make an image
-strange. The generated images of `dermserve.nonlesion` only measure; no number is chosen by them.
+strange. The generated images of `dermserve.nonlesion` enter no fit, but were looked at while the statistics were chosen.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import pytest
 
 from dermserve.errors import StartupError
 from dermserve.image import preprocessing_hash
-from dermserve.labels import LEAVES
+from dermserve.labels import LEAVES, QUALITY_FLAGS
 from dermserve.model_card import CARD_PATH, ONNX_PATH, ModelCard, SeenImages, sha256
 from dermserve.settings import Settings
 
@@ -24,8 +24,10 @@ def test_the_committed_card_belongs_to_the_committed_weights_and_this_preprocess
         point = card.operating_points[name]
         assert point.sensitivity.low <= point.sensitivity.value <= point.sensitivity.high
         assert point.sensitivity.value >= level
-    assert not card.quality.measured
-    assert not card.ood.measured
+    assert card.quality.measured
+    assert set(card.quality.thresholds) == set(QUALITY_FLAGS)
+    assert card.ood.measured
+    assert card.ood.thresholds["ood"] > 0
     assert any("medical device" in limit for limit in card.limits)
 
 
