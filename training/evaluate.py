@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import minimize
 from sklearn.metrics import roc_curve
 
 from dermserve.model_card import Estimate, OperatingPoint
@@ -107,26 +108,39 @@ def softmax(logits: NDArray[np.floating[Any]], temperature: float = 1.0) -> NDAr
     return chances
 
 
-def fit_temperature(
+def fit_calibration(
     logits: NDArray[np.floating[Any]], targets: NDArray[np.int64], shift: NDArray[np.float64] | float = 0.0
-) -> float:
-    """The T (0.05…20) for which softmax(logits/T + shift) has the least cross-entropy (Guo et al. 2017, one parameter).
+) -> tuple[float, NDArray[np.float64]]:
+    """Temperature T and biases b for which softmax(logits/T + b) has the least cross-entropy.
+
+    Bias-corrected temperature scaling (Alexandari, Kundaje and Shrikumar 2020): one temperature (Guo et al. 2017) and
+    one bias a leaf. Rare leaves give their bias little ground to stand on, so a normal prior of unit variance holds each
+    near `shift`, what balanced sampling alone would ask for.
 
     Args:
         logits: [N, 9].
         targets: leaf indices [N].
-        shift: added after the division, for each leaf: `adapt.prior_shift`.
+        shift: for each leaf, [9]: `adapt.prior_shift`.
+
+    Returns:
+        T, at least 0.05 and at most 20, and b, float64 [9].
     """
     scaled = logits.astype(np.float64)
-    rows = np.arange(len(targets))
+    count, leaves = scaled.shape
+    rows, prior = np.arange(count), np.broadcast_to(np.asarray(shift, np.float64), (leaves,))
 
-    def loss(log_temperature: float) -> float:
-        z = scaled / math.exp(log_temperature) + shift
-        return float((np.logaddexp.reduce(z, axis=1) - z[rows, targets]).mean())
+    def loss(parameters: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        sharpness, bias = parameters[0], parameters[1:]
+        z = scaled * sharpness + bias
+        total = np.logaddexp.reduce(z, axis=1)
+        residual = np.exp(z - total[:, None])
+        residual[rows, targets] -= 1
+        away = bias - prior
+        value = (total - z[rows, targets]).sum() + (away**2).sum() / 2
+        slope = np.concatenate([[(residual * scaled).sum()], residual.sum(axis=0) + away])
+        return value / count, slope / count
 
-    # Convex in 1/T, hence with a single minimum in log T: a golden-section search cannot miss it.
-    low, high, golden = math.log(0.05), math.log(20.0), (math.sqrt(5) - 1) / 2
-    while high - low > 1e-5:
-        left, right = high - golden * (high - low), low + golden * (high - low)
-        low, high = (low, right) if loss(left) < loss(right) else (left, high)
-    return math.exp((low + high) / 2)
+    # Convex in 1/T and b, so that there is a single minimum.
+    bounds = [(1 / 20, 20.0)] + [(None, None)] * leaves
+    found = minimize(loss, np.concatenate([[1.0], prior]), jac=True, method="L-BFGS-B", bounds=bounds)
+    return float(1 / found.x[0]), found.x[1:]

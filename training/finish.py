@@ -22,7 +22,7 @@ from dermserve.model_card import SeenImages
 from training import batches, card, ood
 from training.adapt import add_to_bias, prior_shift, reestimate_batch_norm
 from training.config import Config
-from training.evaluate import fit_temperature, operating_points, softmax
+from training.evaluate import fit_calibration, operating_points, softmax
 from training.inference import predict
 from training.loop import BEST, Images
 from training.model import load_checkpoint, save_checkpoint
@@ -68,11 +68,10 @@ class Finisher:
         adapted = reestimate_batch_norm(model, self.images, self.config, self.device, self.show)
         logits = self._logits(model, self.images.pixels, self.images.validation)
         targets = self.images.targets[self.images.validation]
-        shift = prior_shift(self.parts.train, self.images.weights)
-        temperature = fit_temperature(logits, targets, shift)
-        # softmax(z/T + shift) = softmax((z + T·shift)/T): the graph divides by T last.
-        add_to_bias(model, temperature * shift)
-        logits = logits + temperature * shift
+        temperature, bias = fit_calibration(logits, targets, prior_shift(self.parts.train, self.images.weights))
+        # softmax(z/T + b) = softmax((z + T·b)/T): the graph divides by T last.
+        add_to_bias(model, temperature * bias)
+        logits = logits + temperature * bias
         chances = softmax(logits, temperature)
         truth, scores = targets == MELANOMA, chances[:, MELANOMA]
         if truth.all() or not truth.any():

@@ -73,8 +73,10 @@ def test_the_temperature_that_was_put_in_comes_out() -> None:
     logits = rng.normal(size=(20_000, 9)) * 2
     chances = evaluate.softmax(logits)
     targets = np.array([rng.choice(9, p=row) for row in chances])
-    assert evaluate.fit_temperature(logits * 2.5, targets) == pytest.approx(2.5, rel=0.05)
-    assert evaluate.fit_temperature(logits * 0.4, targets) == pytest.approx(0.4, rel=0.05)
+    for factor in (2.5, 0.4):
+        temperature, bias = evaluate.fit_calibration(logits * factor, targets)
+        assert temperature == pytest.approx(factor, rel=0.05)
+        assert np.abs(bias - bias.mean()).max() < 0.1, "nothing was off but the sharpness"
 
 
 def test_figures_without_a_meaning_are_nan() -> None:
@@ -84,12 +86,16 @@ def test_figures_without_a_meaning_are_nan() -> None:
 
 
 def test_the_temperature_is_found_where_balanced_sampling_moved_the_prior() -> None:
-    """Scores 2× too sharp, learnt under another prior: T is 2 with the shift after the division, and not without."""
+    """Scores 2× too sharp, learnt under another prior: T is 2, and the biases are those that the priors ask for."""
     rng = np.random.default_rng(0)
     drawn, natural = np.array([0.5, 0.25, 0.25]), np.array([0.1, 0.8, 0.1])
     targets = rng.choice(3, 40_000, p=natural)
     features = rng.normal(np.eye(3)[targets] * 1.5, 1.0)
     honest = features * 1.5 + np.log(drawn)  # log-posterior under the drawn prior, up to a constant
     shift = np.log(natural / drawn)
-    assert evaluate.fit_temperature(2 * honest, targets, shift) == pytest.approx(2, rel=0.03)
-    assert abs(evaluate.fit_temperature(2 * honest + shift, targets) - 2) > 0.06
+    for known in (shift, 0.0):
+        temperature, bias = evaluate.fit_calibration(2 * honest, targets, known)
+        assert temperature == pytest.approx(2, rel=0.03)
+        assert bias - bias.mean() == pytest.approx(shift - shift.mean(), abs=0.06)
+    few = evaluate.fit_calibration(2 * honest[:3], targets[:3], shift)[1]
+    assert few == pytest.approx(shift, abs=1.5), "three images move no bias far"
