@@ -18,17 +18,35 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dermserve.client import AsyncTritonClient
-from dermserve.errors import ImageError, ImageTooLarge, InferenceUnavailable, Overloaded, RequestInvalid, UnreadableFile
+from dermserve.errors import (
+    ImageError,
+    ImageTooLarge,
+    InferenceUnavailable,
+    Overloaded,
+    RequestInvalid,
+    StartupError,
+    UnreadableFile,
+)
 from dermserve.image import MAX_BYTES
 from dermserve.labels import CSV_HEADER
+from dermserve.model_card import ModelCard
 from dermserve.settings import Settings
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".dcm")
 ERRORS_HEADER = ("filename", "code", "detail")
+ABSTAINED_HEADER = ("filename", "ood", "threshold")
 _BUSY_PAUSE_S = 1.0
 _GIVE_UP_AFTER_S = 300.0  # a busy server answers something in that time; one that hangs never will
 
-Outcome = Sequence[float] | ImageError  # the four probabilities, or why there are none
+
+class Scores(NamedTuple):
+    """The four probabilities, and the distance to the training images."""
+
+    probabilities: Sequence[float]
+    ood: float
+
+
+Outcome = Scores | ImageError  # the latter: why there are no scores
 
 
 class Input(NamedTuple):
@@ -47,7 +65,9 @@ class Input(NamedTuple):
 def predict(paths: tuple[Path, ...], output: Path, url: str | None, concurrency: int, resume: bool) -> None:
     """Score images and folders of images; one row each, in the order given (folders by name, with subfolders).
 
-    Images that are refused go to a second file, *.errors.csv, and make the exit status 1.
+    Images that are refused go to a second file, *.errors.csv, and make the exit status 1. Images that look like no
+    dermoscopy photograph have a row, because all readable ones do, but their probabilities mean nothing: they are
+    named in a third file, *.abstained.csv. Files without an image to name do not exist.
     Rows are written as they come; after an interruption, the same command with --resume continues.
     Without --resume, the first row replaces what an earlier run left.
 
@@ -59,7 +79,7 @@ def predict(paths: tuple[Path, ...], output: Path, url: str | None, concurrency:
     """
     urls = _addresses(url) if url else Settings().triton_urls
     inputs = find_inputs(paths)
-    written = _Output(output, resume)
+    written = _Output(output, resume, _abstains_above())
     done = written.results.names | written.errors.names
     todo = [item for item in inputs if item.name not in done]
     if resume:
@@ -75,10 +95,11 @@ def predict(paths: tuple[Path, ...], output: Path, url: str | None, concurrency:
         raise RequestInvalid(f"{_text(output)} cannot be written: {error.strerror}. {written.left()}") from error
     finally:
         written.close()
-    elapsed, refused = time.monotonic() - start, written.errors
+    elapsed, refused, doubted = time.monotonic() - start, written.errors, written.abstained
     click.echo(
         f"{len(todo)} images in {elapsed:.1f} s: {len(todo) / max(elapsed, 1e-9):.1f} images/s; "
         f"{len(written.results.names)} rows in {_text(output)}"
+        + (f", {len(doubted.names)} of them abstained on, see {_text(doubted.path)}" if doubted.names else "")
         + (f", {len(refused.names)} refused, see {_text(refused.path)}" if refused.names else "")
     )
     if refused.names:
@@ -87,7 +108,26 @@ def predict(paths: tuple[Path, ...], output: Path, url: str | None, concurrency:
 
 def errors_path(output: Path) -> Path:
     """`out.csv` → `out.errors.csv`, beside it."""
-    return output.with_name(f"{output.name.removesuffix('.csv')}.errors.csv")
+    return _beside(output, "errors")
+
+
+def abstained_path(output: Path) -> Path:
+    """`out.csv` → `out.abstained.csv`, beside it."""
+    return _beside(output, "abstained")
+
+
+def _beside(output: Path, what: str) -> Path:
+    return output.with_name(f"{output.name.removesuffix('.csv')}.{what}.csv")
+
+
+def _abstains_above() -> float | None:
+    """The threshold on `ood` of this installation's model card; None, with a line that says so, where there is none."""
+    try:
+        ood = ModelCard.read(Settings().model_repository).ood
+    except StartupError as error:
+        click.echo(f"Nothing is abstained on, because no threshold is known: {error.detail}", err=True)
+        return None
+    return ood.thresholds["ood"] if ood.measured else None
 
 
 def find_inputs(paths: Sequence[Path]) -> list[Input]:
@@ -193,7 +233,7 @@ async def _score(client: AsyncTritonClient, path: Path, slots: asyncio.Semaphore
             return error
         while True:
             try:
-                answer = await client.infer([data], ["probabilities"], bulk=True)
+                answer = await client.infer([data], ["probabilities", "ood"], bulk=True)
             except Overloaded:
                 patience.failed()
                 await asyncio.sleep(_BUSY_PAUSE_S)
@@ -202,7 +242,7 @@ async def _score(client: AsyncTritonClient, path: Path, slots: asyncio.Semaphore
                 patience.since = None
                 return error
             patience.since = None
-            return [float(value) for value in answer["probabilities"][0]]
+            return Scores(answer["probabilities"][0].tolist(), float(answer["ood"][0, 0]))
 
 
 def _read(path: Path) -> bytes:
@@ -215,19 +255,22 @@ def _read(path: Path) -> bytes:
 
 
 class _Output:
-    """The results and, beside them, the refusals: two tables that belong together.
+    """The results and, beside them, what was refused and what was abstained on: three tables that belong together.
 
     What an earlier run left stays whole until `begin`, which the first result calls: a server that answers nothing
     must not cost anybody their results. RequestInvalid where a table cannot stand, or is not one of this command's.
     """
 
-    def __init__(self, path: Path, resume: bool) -> None:
+    def __init__(self, path: Path, resume: bool, abstains_above: float | None) -> None:
         if not path.parent.is_dir():
             raise RequestInvalid(f"{_text(path)} cannot be written: there is no folder {_text(path.parent)}.")
         self.results = _Table(path, CSV_HEADER, resume)
         self.errors = _Table(errors_path(path), ERRORS_HEADER, resume)
+        self.abstained = _Table(abstained_path(path), ABSTAINED_HEADER, resume)
+        self._abstains_above = abstains_above
         self._waiting: list[tuple[str, ...]] = []  # refusals, while to write them would cost an earlier run's tables
-        self._replaces = not resume and (path.exists() or self.errors.path.exists())
+        tables = (self.results, self.errors, self.abstained)
+        self._replaces = not resume and any(table.path.exists() for table in tables)
         self._begun = False
 
     def add(self, name: str, outcome: Outcome) -> None:
@@ -238,13 +281,21 @@ class _Output:
                 self.begin()
         else:
             self.begin()
-            self.results.write((name, *(f"{value:.6f}" for value in outcome)))
+            # First: were the row there alone, an interruption would leave figures that mean nothing unmarked.
+            if (
+                self._abstains_above is not None
+                and outcome.ood > self._abstains_above
+                and name not in self.abstained.names
+            ):
+                self.abstained.write((name, f"{outcome.ood:.6f}", f"{self._abstains_above:.6f}"))
+            self.results.write((name, *(f"{value:.6f}" for value in outcome.probabilities)))
 
     def begin(self) -> None:
-        """Open both tables, once, and write the refusals that waited for it."""
+        """Open the tables, once, and write the refusals that waited for it."""
         if not self._begun:
             self.results.open()
-            self.errors.open() if self.errors.names else self.errors.path.unlink(missing_ok=True)
+            for table in (self.errors, self.abstained):
+                table.open() if table.names else table.path.unlink(missing_ok=True)
             self._begun = True
         while self._waiting:
             self.errors.write(self._waiting.pop(0))
@@ -256,8 +307,8 @@ class _Output:
         return f"{len(self.results.names)} rows are in {_text(self.results.path)}; continue with --resume."
 
     def close(self) -> None:
-        self.results.close()
-        self.errors.close()
+        for table in (self.results, self.errors, self.abstained):
+            table.close()
 
 
 class _Table:

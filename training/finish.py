@@ -19,17 +19,16 @@ from dermserve.errors import StartupError
 from dermserve.image import SIDE, preprocessing_hash
 from dermserve.labels import LEAVES
 from dermserve.model_card import SeenImages
-from training import batches, card, ood
+from training import batches, card, ood, overlap
 from training.adapt import add_to_bias, prior_shift, reestimate_batch_norm
 from training.config import Config
-from training.evaluate import fit_calibration, operating_points, softmax
+from training.evaluate import fit_calibration, operating_points, roc_auc, softmax
 from training.inference import predict
 from training.loop import BEST, Images
 from training.model import load_checkpoint, save_checkpoint
 from training.pixels import ShowProgress, prepared, silent
 from training.report import data as report_data
 from training.report import subgroups
-from training.report.data import LabelledSet
 from training.report.examine import Examiner, Found
 from training.report.limits import with_measured
 from training.schedule import Progress
@@ -78,7 +77,8 @@ class Finisher:
             raise StartupError("Thresholds need validation images with and without melanoma; use more images.")
         groups = [self.parts.groups[record.name] for record in self.parts.validation]
         points = operating_points(truth, scores, groups, "the validation images", bootstrap=self.config.bootstrap)
-        measured = self._measured(model, temperature, chances, {name: p.threshold for name, p in points.items()})
+        thresholds = {name: point.threshold for name, point in points.items()}
+        measured, alike = self._measured(model, temperature, chances, thresholds)
         account = self._account(adapted)
         removed = self.config.remove_artifacts
         found = {
@@ -116,7 +116,7 @@ class Finisher:
             ).model_dump(),
             **account,
             **doubts,
-            "limits": with_measured(account["limits"], measured),
+            "limits": with_measured([*account["limits"], *alike], measured),
         }
         save_checkpoint(self.folder / FINAL, model, metadata | found | {"ood": novelty.parameters})
         (self.folder / CARD).write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
@@ -127,21 +127,24 @@ class Finisher:
 
     def _measured(
         self, model: nn.Module, temperature: float, chances: NDArray[np.float64], thresholds: dict[str, float]
-    ) -> dict[str, Found]:
-        """Figures of the validation images, each of their sources, and the test sets."""
+    ) -> tuple[dict[str, Found], list[str]]:
+        """Figures of the validation images, each of their sources, and the test sets; and what limits the latter."""
         sets = [report_data.test_set(test) for test in self.tests]
         sets = [test for test in sets if 0 < test.truth.mean() < 1]  # an AUC needs both; no reason to lose the run
         validation = report_data.validation_set(self.parts.validation, self.parts.groups)
         paths = [path for labelled in (validation, *sets) for path in labelled.paths]
         examiner = Examiner(thresholds, subgroups.read_around(paths), self.config.bootstrap)
-        found = examiner.examine(validation.scored(chances))
+        found, limits = examiner.examine(validation.scored(chances)), []
         for test in sets:
-            found |= examiner.examine(test.scored(self._chances(model, temperature, test)))
-        return found
-
-    def _chances(self, model: nn.Module, temperature: float, test: LabelledSet) -> NDArray[np.float64]:
-        pixels = prepared(test.paths, self.cache, remove_artifacts=self.config.remove_artifacts, show=self.show)
-        return softmax(self._logits(model, pixels, np.arange(len(pixels))), temperature)
+            pixels = prepared(test.paths, self.cache, remove_artifacts=self.config.remove_artifacts, show=self.show)
+            scored = test.scored(softmax(self._logits(model, pixels, np.arange(len(pixels))), temperature))
+            found |= examiner.examine(scored)
+            alike = overlap.find(pixels, self.images.pixels, self.images.train)
+            if len(alike.labelled):
+                others = np.delete(np.arange(len(pixels)), alike.labelled)
+                without = roc_auc(scored.truth[others], scored.scores[others])
+                limits.append(overlap.limit(test.name, len(pixels), alike, without))
+        return found, limits
 
     def _account(self, adapted: int) -> dict[str, Any]:
         start = Path(self.config.initial_weights) if self.config.initial_weights else None

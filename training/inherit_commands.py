@@ -70,12 +70,13 @@ def inherit(  # noqa: PLR0917 - click passes every option by name
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     save_checkpoint(out, student, run.metadata(config) | {"inherited": about})
-    shown = Table(title=f"Features on {summary.images} images that were not trained on", title_justify="left")
+    shown = Table()
     shown.add_column("after")
     shown.add_column("relative squared error", justify="right")
     for place, error in summary.errors.items():
         shown.add_row(place, f"{error:.3f}")
     console = Console()
+    console.print(f"Features on {summary.images} images that were not trained on:", highlight=False)
     console.print(shown)
     console.print(f"Correlation of the pooled features with the teacher's: {summary.correlation:.3f}", highlight=False)
     click.echo(f"{out} is written; next: dermserve train --preset cpu --set initial_weights={out}")

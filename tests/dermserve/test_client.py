@@ -42,10 +42,20 @@ def serving(answer: Answer) -> Iterator[str]:
 
 
 def healthy(request: Any, context: grpc.ServicerContext) -> Any:
+    return answering(request, 0.25, 0.5)
+
+
+def answering(request: Any, probability: float, ood: float) -> Any:
+    """The outputs that were asked for, of `probabilities` and `ood`, with one value each."""
     count = request.inputs[0].shape[0]
-    shape = service_pb2.ModelInferResponse.InferOutputTensor(name="probabilities", datatype="FP32", shape=[count, 4])
+    values = {"probabilities": np.full((count, 4), probability), "ood": np.full((count, 1), ood)}
+    wanted = [output.name for output in request.outputs]
     return service_pb2.ModelInferResponse(
-        outputs=[shape], raw_output_contents=[np.full((count, 4), 0.25, np.float32).tobytes()]
+        outputs=[
+            service_pb2.ModelInferResponse.InferOutputTensor(name=name, datatype="FP32", shape=values[name].shape)
+            for name in wanted
+        ],
+        raw_output_contents=[values[name].astype(np.float32).tobytes() for name in wanted],
     )
 
 

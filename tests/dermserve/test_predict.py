@@ -13,8 +13,10 @@ from click.testing import CliRunner, Result
 
 from dermserve import predict as module
 from dermserve.errors import ImageUndecodable, InferenceUnavailable, RequestInvalid, UnreadableFile
+from dermserve.model_card import ModelCard
 from dermserve.predict import _addresses, errors_path, find_inputs, predict
-from tests.dermserve.test_client import Answer, failing, healthy, hung, serving
+from dermserve.settings import Settings
+from tests.dermserve.test_client import Answer, answering, failing, healthy, hung, serving
 
 HEADER = "filename,Benign,Suspicious,Malignant,Melanoma\n"
 EARLIER = HEADER + "old.jpg,0.1,0.2,0.7,0.6\n"
@@ -79,7 +81,7 @@ def test_an_address_that_is_not_host_and_port_is_refused(url: str) -> None:
 
 
 @pytest.mark.parametrize("options", [(), ("--resume",)], ids=["anew", "resumed"])
-@pytest.mark.parametrize("name", ["out.csv", "out.errors.csv"])
+@pytest.mark.parametrize("name", ["out.csv", "out.errors.csv", "out.abstained.csv"])
 @pytest.mark.parametrize("content", [b"name,born\nx,1\n", b"a note without an end", b"\xff\xfe\x00\n"])
 def test_a_file_of_another_kind_is_never_changed(
     tmp_path: Path, content: bytes, name: str, options: tuple[str, ...]
@@ -139,6 +141,47 @@ def test_an_earlier_run_is_continued_behind_its_last_whole_row(tmp_path: Path) -
     assert "2 of 3 images are done already." in result.output
     assert [row[0] for row in rows(out)] == ["old.jpg", "new.jpg"]
     assert errors.read_text() == EARLIER_ERRORS
+
+
+def odd(request: Any, context: grpc.ServicerContext) -> Any:
+    """An image whose bytes say so is far from the training images."""
+    return answering(request, 0.25, 99.0 if b"odd" in request.raw_input_contents[0] else 0.5)
+
+
+def test_an_image_that_is_abstained_on_has_a_row_and_is_named_beside(tmp_path: Path) -> None:
+    folder, out = images(tmp_path / "in", "a.jpg", "odd.jpg"), tmp_path / "out.csv"
+    with serving(odd) as url:
+        result = run(folder, out, url)
+    assert result.exit_code == 0
+    assert f"2 rows in {out}, 1 of them abstained on, see {tmp_path / 'out.abstained.csv'}" in result.output
+    threshold = ModelCard.read(Settings().model_repository).ood.thresholds["ood"]
+    assert rows(tmp_path / "out.abstained.csv") == [["odd.jpg", "99.000000", f"{threshold:.6f}"]]
+    assert [row[0] for row in rows(out)] == ["a.jpg", "odd.jpg"]
+
+
+def test_an_interruption_behind_the_mark_neither_loses_nor_doubles_it(tmp_path: Path) -> None:
+    folder, out = images(tmp_path / "in", "odd.jpg", "odd2.jpg"), tmp_path / "out.csv"
+    abstained = tmp_path / "out.abstained.csv"
+    abstained.write_text("filename,ood,threshold\nodd.jpg,99.000000,1.000000\n")
+    with serving(odd) as url:
+        assert run(folder, out, url, "--resume").exit_code == 0
+    assert [row[0] for row in rows(abstained)] == ["odd.jpg", "odd2.jpg"]
+    with serving(healthy) as url:
+        assert run(folder, out, url).exit_code == 0
+    assert not abstained.exists()
+
+
+def test_without_a_model_card_the_scores_are_written_and_a_line_says_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DERMSERVE_MODEL_REPOSITORY", str(tmp_path))
+    folder, out = images(tmp_path / "in", "odd.jpg"), tmp_path / "out.csv"
+    with serving(odd) as url:
+        result = run(folder, out, url)
+    assert result.exit_code == 0
+    assert "no threshold is known: There is no model card" in result.output
+    assert len(rows(out)) == 1
+    assert not (tmp_path / "out.abstained.csv").exists()
 
 
 def test_a_missing_folder_is_one_line(tmp_path: Path) -> None:

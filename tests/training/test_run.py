@@ -73,6 +73,9 @@ def test_the_card_becomes_a_model_card_once_the_weights_are_exported(finished: P
     text = " ".join(card.limits)
     for claim in ("Research use only", "V–VI", "random weights", "on a CPU", "116 of the 58,457", "reduced copies"):
         assert claim in text
+    # The test set is made of copies of labelled images under other ids.
+    for claim in ("36 of the 36 images of external-test", "of them one in training"):
+        assert claim in text
 
 
 def test_the_figures_in_the_card_are_those_of_the_weights(finished: Path, data: Path) -> None:
