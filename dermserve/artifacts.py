@@ -34,8 +34,9 @@ _ACROSS: Final = ((0, 1), (1, 0), (1, 1), (1, -1))
 def hair(pixels: Pixels) -> Mask:
     """Where long thin lines lie, dark or fair: bool [H, W] of a prepared image uint8 [H, W, 3]."""
     # The brightest channel: hair is dark in all three, the pigment network lets red pass.
-    bright: Pixels = np.ascontiguousarray(pixels.max(axis=2))
-    grey: Pixels = np.ascontiguousarray((pixels.astype(np.uint16).sum(axis=2) // 3).astype(np.uint8))
+    red, green, blue = (np.ascontiguousarray(pixels[..., channel]) for channel in range(3))
+    bright: Pixels = np.maximum(np.maximum(red, green), blue)  # an order of magnitude quicker than `max(axis=2)`
+    grey: Pixels = ((red.astype(np.uint16) + green + blue) // 3).astype(np.uint8)
     return _lines(np.maximum(_filled(bright), _filled(np.invert(grey)))) > _CONTRAST
 
 

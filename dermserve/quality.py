@@ -6,6 +6,7 @@ score is 0…1 and reaches ½ where the flag is raised; `docs/abstention.md` say
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Final
 
 import numpy as np
@@ -35,6 +36,8 @@ _INK_CHROMA: Final = 25
 """Grey levels between an ink's largest and smallest channel; rulers, glass and scales have less."""
 _INK_WIDTH: Final = 45
 """Pixels: wider spots of colour are stickers, not strokes."""
+_LOG: Final = np.log(np.arange(1, 257, dtype=np.float32))
+"""ln(level + 1) of each grey level."""
 # Median colour of 11,220 training images as ln(R/G), ln(B/G): mean and standard deviation; the two are uncorrelated.
 _SKIN: Final = np.array([[0.288, 0.014], [0.171, 0.098]], np.float32)
 _TINT: Final = 4.2
@@ -68,18 +71,21 @@ def _marker_pen(pixels: Pixels) -> float:
     the lesion is, and blue naevi and veils are blue, too.
     """
     small = np.asarray(Image.fromarray(pixels).reduce(2))
-    colour = small.astype(np.float32) + 1
-    seen = small.max(axis=2) > 40  # black says nothing about colour
+    red, green, blue = (np.ascontiguousarray(small[..., channel]) for channel in range(3))
+    largest = np.maximum(np.maximum(red, green), blue)
+    smallest = np.minimum(np.minimum(red, green), blue)
+    seen = largest > 40  # black says nothing about colour
     rim = seen & ~_middle(seen.shape, 0.9)
     if rim.mean() < 0.02:
         return 0.0
-    bluer, greener = np.log(colour[..., 2] / colour[..., 0]), np.log(colour[..., 1] / colour[..., 0])
+    log_red = _LOG[red]
+    bluer, greener = _LOG[blue] - log_red, _LOG[green] - log_red
     ink = (
         seen
-        & (colour.max(axis=2) - colour.min(axis=2) > _INK_CHROMA)
+        & (largest - smallest > _INK_CHROMA)
         & (
-            ((bluer - np.median(bluer[rim]) > _INK_BLUER) & (bluer > 0))
-            | ((greener - np.median(greener[rim]) > _INK_BLUER) & (greener > 0))
+            ((bluer - np.median(bluer[rim]) > _INK_BLUER) & (blue > red))
+            | ((greener - np.median(greener[rim]) > _INK_BLUER) & (green > red))
         )
     )
     strokes = ink & ~_opened(ink, _INK_WIDTH // 2) & ~_middle(ink.shape, 0.5)
@@ -125,8 +131,10 @@ def _opened(mask: NDArray[np.bool_], side: int) -> NDArray[np.bool_]:
     return np.asarray(grown) > 0
 
 
+@cache
 def _middle(shape: tuple[int, ...], radius: float) -> NDArray[np.bool_]:
     """An ellipse around the middle; `radius` 1 touches the edges."""
     down, right = np.ogrid[-1 : 1 : shape[0] * 1j, -1 : 1 : shape[1] * 1j]
     inside: NDArray[np.bool_] = down**2 + right**2 < radius**2
+    inside.flags.writeable = False  # every caller gets this one
     return inside
