@@ -156,6 +156,9 @@ class ModelCard(_Part):
     remove_artifacts: bool = Field(False, description="Hair is painted over before the network sees the image.")
     weights_sha256: str = Field(description="SHA-256 of the exported ONNX file.")
     temperature: float = Field(gt=0)
+    calibration_bias: dict[str, float] = Field(
+        {}, description="What is added to each leaf's logit after the division by the temperature; inside the graph."
+    )
     operating_points: dict[str, OperatingPoint]
     metrics: dict[str, dict[str, Estimate]]
     evaluations: dict[str, Evaluation] = {}

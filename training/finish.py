@@ -107,6 +107,7 @@ class Finisher:
             "leaves": list(LEAVES),
             "input_size": SIDE,
             **found,
+            "calibration_bias": {leaf: round(float(value), 4) for leaf, value in zip(LEAVES, bias, strict=True)},
             "operating_points": {name: point.model_dump() for name, point in points.items()},
             "metrics": {name: {k: v.model_dump() for k, v in one.metrics.items()} for name, one in measured.items()},
             "evaluations": {name: one.evaluation.model_dump() for name, one in measured.items()},

@@ -142,7 +142,7 @@ def account(
         "ood": {
             "measured": True,
             "thresholds": {"ood": found.threshold},
-            "note": f"abstains where an image lies further from the training images than {_USUAL} % of them; measured "
+            "note": f"Abstains where an image lies further from the training images than {_USUAL} % of them; measured "
             f"on {len(validation)} validation images, and on {len(kinds)} drawn ones that are no dermoscopy.",
             "abstained": _by_source(ood, sources),
             "generated": {"all": round(float(caught[: len(kinds)].mean()), 4)}
@@ -157,7 +157,7 @@ def account(
         card["quality"]["flagged"] = {
             name: _by_source(flags[:, column], sources) for column, name in enumerate(QUALITY_FLAGS)
         }
-        card["quality"]["note"] = f"share of images flagged, measured on {len(validation)} validation images."
+        card["quality"]["note"] = f"Share of images flagged, measured on {len(validation)} validation images."
     return card
 
 

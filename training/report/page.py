@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dermserve.model_card import ModelCard
+from dermserve.model_card import Measured, ModelCard
 from training.report import results as report_results
 from training.report.markdown import Links, join, plain, table
 
@@ -66,7 +66,7 @@ def _training(card: ModelCard, learning_curve: str | None) -> str:
         + (f", first {stage['frozen_blocks']} blocks fixed)" if stage.get("frozen_blocks") else ")")
         for stage in stages
     )
-    images = about.get("images", {})
+    images, renewed = about.get("images", {}), about.get("batch_norm_images", 0)
     rows: list[list[Any]] = [
         ["start", about.get("start")],
         ["preset", f"`{about.get('preset')}`"],
@@ -98,8 +98,8 @@ def _training(card: ModelCard, learning_curve: str | None) -> str:
         ],
         [
             "afterwards",
-            f"BatchNorm statistics from {about.get('batch_norm_images', 0):,} images at {card.input_size} px; "
-            "temperature and thresholds from the validation images",
+            (f"BatchNorm statistics from {renewed:,} images at {card.input_size} px; " if renewed else "")
+            + "calibration and thresholds from the validation images",
         ],
     ]
     picture = f"![Learning curve]({learning_curve})" if learning_curve else ""
@@ -129,17 +129,47 @@ def _data(card: ModelCard) -> str:
 
 
 def _gate(card: ModelCard) -> str:
-    lines = []
-    for name, part, meaning in (
-        ("quality", card.quality, "flags of image quality"),
-        ("ood", card.ood, "distance to the training images, from which the server abstains"),
-    ):
-        more = {key: value for key, value in (part.model_extra or {}).items() if isinstance(value, str | int | float)}
-        extra: dict[str, object] = {**part.thresholds, **more}
-        facts = "; ".join(f"{key.replace('_', ' ')} {plain(value)}" for key, value in extra.items())
-        state = "measured" if part.measured else "not measured"
-        lines.append(f"- `{name}` ({meaning}): {state}. {part.note} {facts}".rstrip())
-    return join("## Artefacts, and images it should not judge", "\n".join(lines))
+    return join(
+        "## Artefacts, and images it should not judge",
+        _flags(card.quality),
+        _abstentions(card.ood),
+        "Both are explained in [abstention.md](abstention.md).",
+    )
+
+
+def _flags(quality: Measured) -> str:
+    if not quality.measured:
+        return "`quality` (flags of image quality): not measured."
+    shares: dict[str, dict[str, float]] = getattr(quality, "flagged", {})
+    sets = list(next(iter(shares.values()), {}))
+    rows = [
+        [f"`{flag}`", f"{threshold:g}", *(f"{shares[flag][name]:.1%}" for name in sets if flag in shares)]
+        for flag, threshold in quality.thresholds.items()
+    ]
+    flagged = ", and on which share of the validation images" if sets else ""
+    return join(
+        f"`quality` (flags of image quality): where each is raised{flagged}.",
+        table(["flag", "raised at", *(f"`{name}`" for name in sets)], rows),
+    )
+
+
+def _abstentions(ood: Measured) -> str:
+    if not ood.measured:
+        return "`ood` (distance to the training images, from which the server abstains): not measured."
+    abstained: dict[str, float] = getattr(ood, "abstained", {})
+    generated: dict[str, float] = getattr(ood, "generated", {})
+    rows = [[f"`{name}`", f"{share:.1%}"] for name, share in abstained.items()]
+    missed = [f"{kind} {share:.0%}" for kind, share in generated.items() if kind != "all" and share < 1]
+    if generated:
+        but = f" ({', '.join(missed)}; the other kinds all)" if missed else ""
+        rows.append([f"generated images without a lesion{but}", f"{generated['all']:.1%}"])
+    drawn = getattr(ood, "drawn_lesions", None)
+    if drawn is not None:
+        rows.append(["drawn lesions, which it should judge", f"{drawn:.1%}"])
+    return join(
+        f"`ood` (distance to the training images), threshold {plain(ood.thresholds['ood'])}. {ood.note}",
+        table(["images", "abstained on"], rows) if rows else "",
+    )
 
 
 def _limits(card: ModelCard) -> str:

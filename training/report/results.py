@@ -74,9 +74,12 @@ def _words(point: OperatingPoint) -> str:
 
 def calibration(card: ModelCard, plots: Links) -> str:
     """How the calibration error is defined, and the reliability plots."""
+    biases = card.calibration_bias
+    shifts = f" and one bias a leaf ({min(biases.values()):+.2f} to {max(biases.values()):+.2f})" if biases else ""
     return join(
         "## Calibration",
-        f"One temperature ({card.temperature:.3f}), fitted on the validation images. Expected calibration error: mean of "
+        f"One temperature ({card.temperature:.3f}){shifts}, fitted on the validation images, whose own calibration error "
+        "is optimistic for that. Expected calibration error: mean of "
         f"|share of melanoma − mean probability| over {BINS} bins of P(melanoma), weighted by their images. Bins hold the "
         "same number of images each; bins of equal width are given for comparison. Chance alone leaves a gap in every bin, "
         "so the figure is too large for small sets; its interval is that of the resamples, moved onto the value. Dots below "
