@@ -66,8 +66,8 @@ def predict(paths: tuple[Path, ...], output: Path, url: str | None, concurrency:
     """Score images and folders of images; one row each, in the order given (folders by name, with subfolders).
 
     Images that are refused go to a second file, *.errors.csv, and make the exit status 1. Images that look like no
-    dermoscopy photograph have a row, because all readable ones do, but their probabilities mean nothing: they are
-    named in a third file, *.abstained.csv. Files without an image to name do not exist.
+    dermoscopy photograph have a row, because all readable ones do, but their probabilities mean nothing: a third file,
+    *.abstained.csv, names them. Its threshold is that of this installation's model card, which should be the server's.
     Rows are written as they come; after an interruption, the same command with --resume continues.
     Without --resume, the first row replaces what an earlier run left.
 
@@ -80,6 +80,12 @@ def predict(paths: tuple[Path, ...], output: Path, url: str | None, concurrency:
     urls = _addresses(url) if url else Settings().triton_urls
     inputs = find_inputs(paths)
     written = _Output(output, resume, _abstains_above())
+    if written.unchecked:
+        click.echo(
+            f"Whether the {written.unchecked} rows that are kept mean anything was not looked at when they were written "
+            f"({_text(written.abstained.path)} is missing); without --resume it will be.",
+            err=True,
+        )
     done = written.results.names | written.errors.names
     todo = [item for item in inputs if item.name not in done]
     if resume:
@@ -269,6 +275,11 @@ class _Output:
         self.abstained = _Table(abstained_path(path), ABSTAINED_HEADER, resume)
         self._abstains_above = abstains_above
         self._waiting: list[tuple[str, ...]] = []  # refusals, while to write them would cost an earlier run's tables
+        self.unchecked = 0
+        if resume and abstains_above is not None and not self.abstained.path.exists():
+            self.unchecked = len(self.results.names)
+        # A mark is written before its row; one without a row was left by an interruption, and its image comes again.
+        self.abstained.cut_last_unless(self.results.names)
         tables = (self.results, self.errors, self.abstained)
         self._replaces = not resume and any(table.path.exists() for table in tables)
         self._begun = False
@@ -294,8 +305,10 @@ class _Output:
         """Open the tables, once, and write the refusals that waited for it."""
         if not self._begun:
             self.results.open()
-            for table in (self.errors, self.abstained):
-                table.open() if table.names else table.path.unlink(missing_ok=True)
+            # An empty table of marks says that they were looked for; an empty one of refusals would say nothing.
+            looked_for = self._abstains_above is not None and not self.unchecked
+            for table, kept in ((self.errors, False), (self.abstained, looked_for)):
+                table.open() if table.names or kept else table.path.unlink(missing_ok=True)
             self._begun = True
         while self._waiting:
             self.errors.write(self._waiting.pop(0))
@@ -322,17 +335,25 @@ class _Table:
         first, end, _ = data.partition(b"\n")
         if not (first.rstrip(b"\r") == own if end else own.startswith(first)):
             raise RequestInvalid(f"{_text(path)} is not a file that this command wrote; nothing was changed.")
-        kept = data[: data.rfind(b"\n") + 1] if resume else b""  # less a last line that an interruption cut short
-        self._kept_bytes = len(kept)
-        rows = csv.reader(io.StringIO(kept.decode("utf-8", "replace"), newline=""))
-        self.names = {row[0] for row in rows if row and tuple(row) != header}
+        self._keep(data[: data.rfind(b"\n") + 1] if resume else b"")  # less a last line that an interruption cut short
+
+    def _keep(self, data: bytes) -> None:
+        self._kept = data
+        rows = csv.reader(io.StringIO(data.decode("utf-8", "replace"), newline=""))
+        self._rows = [row[0] for row in rows if row and tuple(row) != self._header]
+        self.names = set(self._rows)
+
+    def cut_last_unless(self, names: set[str]) -> None:
+        """Keep the last row only if `names` holds its first cell."""
+        if self._rows and self._rows[-1] not in names:
+            self._keep(self._kept[: self._kept[:-1].rfind(b"\n") + 1])
 
     def open(self) -> io.TextIOWrapper:
         """Go on after the rows that are kept, or start the file anew."""
         self._file = self.path.open("a", newline="", encoding="utf-8")
         if self.path.is_file():
-            self._file.truncate(self._kept_bytes)
-        if not self._kept_bytes:
+            self._file.truncate(len(self._kept))
+        if not self._kept:
             self._file.write(",".join(self._header) + "\n")
             self._file.flush()
         return self._file

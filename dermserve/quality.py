@@ -56,8 +56,8 @@ def _blurry(pixels: Pixels) -> float:
     Steps between means of 2×2 pixels are compared with steps between means of 4×4: a plane or anything blurred has half
     of them, edges and texture have more. Single pixels would measure the noise and blocks of JPEG instead.
     """
-    grey = _grey(pixels)
-    excess = max(0.0, _steps(_reduced(grey, 2)) / (_steps(_reduced(grey, 4)) + 0.1) - _PLANE)
+    fine = _halved(_grey(pixels))
+    excess = max(0.0, _steps(fine) / (_steps(_halved(fine)) + 0.1) - _PLANE)
     return _DETAIL / (_DETAIL + excess)
 
 
@@ -109,10 +109,10 @@ def _grey(pixels: Pixels) -> NDArray[np.float32]:
     return grey
 
 
-def _reduced(grey: NDArray[np.float32], factor: int) -> NDArray[np.float32]:
-    height, width = grey.shape[0] // factor, grey.shape[1] // factor
-    blocks = grey[: height * factor, : width * factor].reshape(height, factor, width, factor)
-    means: NDArray[np.float32] = blocks.mean(axis=(1, 3))
+def _halved(grey: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Means of 2×2 pixels; sums of slices are many times quicker than a mean over axes as short as this."""
+    rows = grey[0::2] + grey[1::2]
+    means: NDArray[np.float32] = (rows[:, 0::2] + rows[:, 1::2]) / 4
     return means
 
 

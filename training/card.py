@@ -79,22 +79,28 @@ def data(train: list[Record], validation: list[Record]) -> list[dict[str, Any]]:
     return entries
 
 
-def limits(config: Config, parts: Split, state: Progress, device: str) -> list[str]:
-    """The card's `limits`, as sentences for people; those about this run follow from its own figures."""
-    everything = [*parts.train, *parts.validation]
+def limits(
+    config: Config, parts: Split, state: Progress, device: str, origin: dict[str, Any] | None = None
+) -> list[str]:
+    """The card's `limits`, as sentences for people; those about this run follow from its own figures.
+
+    `origin`: see `training`.
+    """
+    everything, drawn = [*parts.train, *parts.validation], config.drawn_artifacts
     leaves = Counter(record.leaf for record in parts.train)
     share = sum(record.leaf == "MEL" for record in parts.validation) / len(parts.validation)
     found = [
         "Research use only; not a medical device, and not to be used for diagnosis or treatment.",
         "Not validated on Fitzpatrick skin types V–VI: the public sets record no skin type and show mostly light skin.",
         "Not validated prospectively, nor on clinics, devices or age groups other than those of the named sets.",
-        "Operating points are fixed and measured on the same validation images, so their figures are optimistic.",
+        "The checkpoint was chosen, the probabilities were calibrated and the operating points were fixed on the validation "
+        "images, so all figures measured on these are optimistic.",
         f"Probabilities are calibrated for {share:.0%} melanoma, as on the validation images; "
         "where melanoma is rarer they are too high.",
         f"Rare diagnoses rest on few training images (AK {leaves['AK']}, SCC {leaves['SCC']}, VASC {leaves['VASC']}, "
         f"DF {leaves['DF']}); the column Suspicious is AK alone.",
         "Ink, rulers, hair and dressings can mislead it"
-        + (f", though they were drawn on {config.artifacts:.0%} of the training images." if config.artifacts else "."),
+        + (f", though they were drawn on {drawn:.0%} of the training images." if drawn else "."),
     ]
     if len(everything) < 0.9 * _OFFICIAL_IMAGES:
         found.append(
@@ -114,7 +120,7 @@ def limits(config: Config, parts: Split, state: Progress, device: str) -> list[s
         )
     if config.initial_weights is not None:
         found.append(
-            f"Started from {start(config, None).split(' (')[0]}, not from EfficientNet-B3's own ImageNet weights, which "
+            f"Started from {start(config, origin).split(' (')[0]}, not from EfficientNet-B3's own ImageNet weights, which "
             "probably costs accuracy."
         )
     elif not config.pretrained:

@@ -77,7 +77,7 @@ class Config(BaseModel):
     mixed_precision: bool = Field(True, description="bfloat16 autocast on a GPU; a CPU always trains in float32.")
     compile: bool = Field(False, description="torch.compile: a fifth quicker on a CPU, after two minutes; needs g++.")
     checkpoint_minutes: float = Field(5, ge=0, description="Between two checkpoints within an epoch.")
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     wandb: Literal["disabled", "offline", "online"] = "offline"
     wandb_images: int = Field(16, ge=0, description="Augmented training images shown in wandb at each stage's start.")
 
@@ -86,6 +86,11 @@ class Config(BaseModel):
         if (self.teacher is None) != (self.distill == 0):
             raise ValueError("distillation needs both teacher=CHECKPOINT and distill=WEIGHT above 0")
         return self
+
+    @property
+    def drawn_artifacts(self) -> float:
+        """The chance of a drawn artefact that really applies: lighter augmentation draws none."""
+        return self.artifacts if self.augmentation == "full" else 0.0
 
     def to_json(self) -> str:
         """The resolved configuration as indented JSON."""
@@ -118,7 +123,8 @@ def resolve(preset: str, assignments: tuple[str, ...] = (), **overrides: Any) ->
     given = {key: value for key, value in overrides.items() if value is not None}
     stage = {key: given.pop(key) for key in ("epochs", "resolution") if key in given}
     if stage:
-        values["stages"] = [values["stages"][-1] | stage]
+        last = values["stages"][-1]
+        values["stages"] = [{key: last[key] for key in ("epochs", "resolution")} | stage]
     return validated(values | given)
 
 

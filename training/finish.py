@@ -22,7 +22,7 @@ from dermserve.model_card import SeenImages
 from training import batches, card, ood, overlap
 from training.adapt import add_to_bias, prior_shift, reestimate_batch_norm
 from training.config import Config
-from training.evaluate import fit_calibration, operating_points, roc_auc, softmax
+from training.evaluate import fit_calibration, operating_points, softmax
 from training.inference import predict
 from training.loop import BEST, Images
 from training.model import load_checkpoint, save_checkpoint
@@ -62,6 +62,8 @@ class Finisher:
         Raises:
             StartupError: the validation images are all melanomas, or none is.
         """
+        # The thresholds are for a served model that computes in float32.
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         model, metadata = load_checkpoint(self.folder / BEST)
         model.to(self.device)
         adapted = reestimate_batch_norm(model, self.images, self.config, self.device, self.show)
@@ -142,9 +144,7 @@ class Finisher:
             found |= examiner.examine(scored)
             alike = overlap.find(pixels, self.images.pixels, self.images.train)
             if len(alike.labelled):
-                others = np.delete(np.arange(len(pixels)), alike.labelled)
-                without = roc_auc(scored.truth[others], scored.scores[others])
-                limits.append(overlap.limit(test.name, len(pixels), alike, without))
+                limits.append(overlap.limit(test.name, len(pixels), alike))
         return found, limits
 
     def _account(self, adapted: int) -> dict[str, Any]:
@@ -157,7 +157,7 @@ class Finisher:
         return {
             "training": account,
             "data": card.data(self.parts.train, self.parts.validation),
-            "limits": card.limits(self.config, self.parts, self.state, self.device.type),
+            "limits": card.limits(self.config, self.parts, self.state, self.device.type, origin),
         }
 
 

@@ -48,6 +48,8 @@ class Images:
     weights: NDArray[np.float64]
     train: NDArray[np.int64]
     validation: NDArray[np.int64]
+    content: str = ""
+    """Stands for what `pixels` were made of; a run is not resumed with others."""
 
 
 class Watcher(Protocol):
@@ -87,7 +89,7 @@ class Trainer:
         torch.manual_seed(batches.seed_for(config.seed, 0))
         self.model = create_model(
             architecture=config.architecture,
-            pretrained=config.pretrained and not resume,
+            pretrained=config.pretrained and not config.initial_weights and not resume,
             drop_rate=config.drop_rate,
             drop_path_rate=config.drop_path_rate,
             from_scratch_if_offline=config.from_scratch_if_offline,
@@ -95,7 +97,9 @@ class Trainer:
         if config.initial_weights and not resume:
             load_features(self.model, Path(config.initial_weights))
         self.model.to(device)
-        self._trained = torch.compile(self.model) if config.compile else self.model  # the same weights either way
+        # The same weights either way. Dynamic shapes would make a resumed stage another graph than an uninterrupted one.
+        self._trained = torch.compile(self.model, dynamic=False) if config.compile else self.model
+        torch.backends.cudnn.deterministic = True
         self.averaged = create_model(architecture=config.architecture).to(device).eval()
         self.averaged.load_state_dict(self.model.state_dict())
         self.objective = Objective(config, device)
@@ -104,6 +108,9 @@ class Trainer:
         self.progress = Progress(seconds=[0.0] * len(config.stages))
         self._saved_at = time.monotonic()
         self._bad = 0
+        layers = [layer for layer in self.model.modules() if isinstance(layer, nn.BatchNorm2d)]
+        self._statistics = [buffer for layer in layers for buffer in layer.buffers()]
+        self._kept_statistics = [buffer.clone() for buffer in self._statistics]
         if resume:
             self._resume()
 
@@ -128,18 +135,24 @@ class Trainer:
         if validated(content["config"]) != self.config:
             raise StartupError(f"{path} was written with another configuration; resume with the same one.")
         if content["images"] != self._fingerprint():
-            raise StartupError(f"{path} was written with other images or another split.")
+            raise StartupError(
+                f"{path} was written with other images, another preparation of them, another split or another teacher."
+            )
         self.model.load_state_dict(content["model"])
         self.averaged.load_state_dict(content["averaged"])
         self.optimizer.load_state_dict(content["optimizer"])
         self.progress = Progress(**content["progress"])
 
     def _fingerprint(self) -> str:
-        parts = (self.images.train, self.images.validation, self.images.targets, self.images.weights)
-        return hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()
+        arrays = (self.images.train, self.images.validation, self.images.targets, self.images.weights)
+        parts = [part.tobytes() for part in arrays] + [self.images.content.encode()]
+        if self.config.teacher:
+            parts.append(Path(self.config.teacher).read_bytes())
+        return hashlib.sha256(b"".join(parts)).hexdigest()
 
     def fit(self) -> None:
         """Train until every stage is done; `best.pt` and `last.pt` are then up to date."""
+        self.save()  # a run that is killed before the first checkpoint can be resumed, too
         for index in range(self.progress.stage, len(self.config.stages)):
             self._fit_stage(index)
         self.save()
@@ -186,6 +199,7 @@ class Trainer:
             group["lr"] = rate
         images = images.to(self.device, non_blocking=True).contiguous(memory_format=torch.channels_last)
         targets = targets.to(self.device, non_blocking=True)
+        torch._foreach_copy_(self._kept_statistics, self._statistics)
         autocast = config.mixed_precision and self.device.type == "cuda"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=autocast):
             loss = self.objective(self._trained, normalise(images), targets)
@@ -196,6 +210,7 @@ class Trainer:
         progress.images += len(targets)
         value = float(loss.detach())
         if not math.isfinite(value) or not math.isfinite(float(norm)):
+            torch._foreach_copy_(self._statistics, self._kept_statistics)  # the forward pass has changed them already
             self._not_finite()
             return value
         self._bad = 0
@@ -204,13 +219,14 @@ class Trainer:
         return value
 
     def _not_finite(self) -> None:
-        """A step with a NaN or infinite loss or gradient changes no weight; too many in a row end the run."""
+        """A step with a NaN or infinite loss or gradient changes nothing in the network; too many in a row end the run."""
         self.progress.skipped += 1
         self._bad += 1
         if self._bad >= _NOT_FINITE_IN_A_ROW:
             raise StartupError(
                 f"The loss or its gradient was not finite {self._bad} steps in a row (step {self.progress.step}); "
-                f"lower lr, and resume from {self.folder / STATE} or start again."
+                f"start again with a lower lr in another folder; --set initial_weights={self.folder / BEST} keeps what was "
+                "learnt, if a validation has been."
             )
 
     @torch.no_grad()

@@ -26,7 +26,7 @@ class Objective:
         """
         self.config = config
         self._mixup = v2.MixUp(alpha=config.mixup, num_classes=len(LEAVES)) if config.mixup else None
-        self._teacher = _teacher(Path(config.teacher), device) if config.teacher else None
+        self._teacher = load_teacher(Path(config.teacher)).to(device) if config.teacher else None
 
     def __call__(self, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
         """The loss, a scalar, of normalised float32 [N, 3, H, W] and leaves int64 [N].
@@ -56,9 +56,24 @@ def divergence(logits: Tensor, goal: Tensor, temperature: float) -> Tensor:
     return functional.kl_div(ours, theirs, reduction="batchmean", log_target=True) * temperature**2
 
 
-def _teacher(path: Path, device: torch.device) -> nn.Module:
+def load_teacher(path: Path, preprocessing: str | None = None) -> nn.Module:
+    """A run's `best.pt`, on the CPU, without gradients.
+
+    Args:
+        path: the checkpoint.
+        preprocessing: hash of the image preparation that the student sees; None: not compared.
+
+    Raises:
+        StartupError: the checkpoint is of no use as a teacher.
+    """
     model, metadata = load_checkpoint(path)
     if "temperature" in metadata:
         # Finishing moved the last bias from the drawn prior to the natural one; the student's would be moved twice.
         raise StartupError(f"{path} is a finished model; a teacher is the best.pt beside it.")
-    return model.to(device).requires_grad_(requires_grad=False)
+    if "inherited" in metadata:
+        raise StartupError(
+            f"{path} holds features only, and its last layer knows nothing; a teacher is a run's best.pt."
+        )
+    if preprocessing is not None and metadata["preprocessing"] != preprocessing:
+        raise StartupError(f"{path} was trained on images prepared in another way; its answers to these mean little.")
+    return model.requires_grad_(requires_grad=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
@@ -39,12 +38,11 @@ def find(test: Pixels, labelled: Pixels, train: NDArray[np.int64]) -> Overlap:
     return Overlap(_rows(i for i, _ in across), _rows(i for i, j in across if j in used))
 
 
-def limit(name: str, images: int, found: Overlap, roc_auc: float) -> str:
-    """A sentence for the card; `roc_auc` is that of the test images without those in `found`, NaN where it has none."""
-    without = "" if math.isnan(roc_auc) else f"; ROC-AUC without them {roc_auc:.3f}"
+def limit(name: str, images: int, found: Overlap) -> str:
+    """A sentence for the card."""
     return (
         f"{len(found.labelled):,} of the {images:,} images of {name} seem to show a lesion that a labelled image shows as "
-        f"well, {len(found.trained):,} of them one in training{without}."
+        f"well, {len(found.trained):,} of them one in training."
     )
 
 

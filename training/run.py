@@ -20,7 +20,8 @@ from training.datasets import Record
 from training.finish import Finisher
 from training.inference import keep_memory
 from training.loop import STATE, Images, Trainer, Watcher
-from training.model import require_features
+from training.model import create_model, require_features
+from training.objective import load_teacher
 from training.pixels import ShowProgress, prepared, silent
 
 CONFIG = "config.json"
@@ -61,25 +62,32 @@ def train(
     """
     if not request.resume and (request.folder / STATE).exists():
         raise StartupError(f"{request.folder} already holds a run: pass --resume to go on, or another --out.")
-    if config.initial_weights and not request.resume:
-        require_features(Path(config.initial_weights))  # now, not after minutes of preparing images
+    resume = (
+        request.resume and (request.folder / STATE).exists()
+    )  # killed while images were prepared: nothing to resume
+    if not resume:
+        _require_start(config)  # now, not after minutes of preparing images
+    if config.teacher:
+        load_teacher(Path(config.teacher), metadata(config)["preprocessing"])
     if config.threads:
         torch.set_num_threads(config.threads)
     keep_memory()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     parts, tests = _parts(request, config, say)
+    request.folder.mkdir(parents=True, exist_ok=True)
+    _write(request.folder / CONFIG, config.to_json())
     records = [*parts.train, *parts.validation]
+    pixels: Any = prepared(
+        [record.path for record in records], request.cache, remove_artifacts=config.remove_artifacts, show=show
+    )
     images = Images(
-        pixels=prepared(
-            [record.path for record in records], request.cache, remove_artifacts=config.remove_artifacts, show=show
-        ),
+        pixels=pixels,
         targets=np.array([record.target for record in records]),
         weights=weights(config, parts.train),
         train=np.arange(len(parts.train)),
         validation=np.arange(len(parts.train), len(records)),
+        content=Path(pixels.filename).resolve().stem,  # named after the bytes of all files and their preparation
     )
-    request.folder.mkdir(parents=True, exist_ok=True)
-    (request.folder / CONFIG).write_text(config.to_json())
     limit = None if request.max_minutes is None else request.max_minutes * (1 - config.finish_share)
     trainer = Trainer(
         config,
@@ -89,9 +97,9 @@ def train(
         watcher,
         device=device,
         max_minutes=limit,
-        resume=request.resume,
+        resume=resume,
     )
-    if request.resume:
+    if resume:
         say(f"Going on at step {trainer.progress.step}")
     trainer.fit()
     say(f"Trained on {trainer.progress.images:,} image passes; adapting, calibrating and measuring at {SIDE} px")
@@ -110,6 +118,29 @@ def saved_config(folder: Path) -> Config:
     if not path.exists():
         raise StartupError(f"{folder} holds no {CONFIG}: there is no run to resume.")
     return validated(json.loads(path.read_text()))
+
+
+def _require_start(config: Config) -> None:
+    """Fetch or look at the weights that a run starts with.
+
+    Raises:
+        StartupError: they cannot be had, or are not of this kind.
+    """
+    if config.initial_weights:
+        require_features(Path(config.initial_weights))
+    elif config.pretrained:
+        create_model(
+            architecture=config.architecture,
+            pretrained=True,
+            from_scratch_if_offline=config.from_scratch_if_offline,
+        )
+
+
+def _write(path: Path, text: str) -> None:
+    """Whole or not at all: a resumed run reads it."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text)
+    partial.replace(path)
 
 
 def weights(config: Config, records: list[Record]) -> batches.Weights:

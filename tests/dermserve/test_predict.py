@@ -168,7 +168,26 @@ def test_an_interruption_behind_the_mark_neither_loses_nor_doubles_it(tmp_path: 
     assert [row[0] for row in rows(abstained)] == ["odd.jpg", "odd2.jpg"]
     with serving(healthy) as url:
         assert run(folder, out, url).exit_code == 0
-    assert not abstained.exists()
+    assert abstained.read_text() == "filename,ood,threshold\n"
+
+
+def test_a_mark_without_a_row_goes_where_the_image_is_refused_in_the_end(tmp_path: Path) -> None:
+    folder, out = images(tmp_path / "in", "odd.jpg"), tmp_path / "out.csv"
+    abstained = tmp_path / "out.abstained.csv"
+    abstained.write_text("filename,ood,threshold\nodd.jpg,99.000000,1.000000\n")
+    line = ImageUndecodable("cut").wire(0)
+    with serving(failing(grpc.StatusCode.INVALID_ARGUMENT, line, 9, [])) as url:
+        assert run(folder, out, url, "--resume").exit_code == 1
+    assert rows(abstained) == []
+    assert [row[0] for row in rows(tmp_path / "out.errors.csv")] == ["odd.jpg"]
+
+
+def test_rows_that_were_kept_unchecked_are_told(tmp_path: Path) -> None:
+    folder, (out, _) = images(tmp_path / "in", "a.jpg"), earlier(tmp_path)
+    with serving(odd) as url:
+        result = run(folder, out, url, "--resume")
+    assert "Whether the 1 rows that are kept mean anything was not looked at" in result.output
+    assert not (tmp_path / "out.abstained.csv").exists()
 
 
 def test_without_a_model_card_the_scores_are_written_and_a_line_says_what_is_missing(

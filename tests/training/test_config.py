@@ -24,6 +24,10 @@ def test_assignments_and_overrides_change_the_preset() -> None:
     changed = config.resolve("recommended", ("lr=1e-4", "pretrained=false", "sampling=natural"), epochs=2, wandb=None)
     assert (changed.lr, changed.pretrained, changed.sampling) == (1e-4, False, "natural")
     assert [(stage.resolution, stage.epochs) for stage in changed.stages] == [(300, 2)]
+    alone = config.resolve("cpu", epochs=1, resolution=128).stages
+    assert alone == [
+        Stage(resolution=128, epochs=1)
+    ]  # nothing of the last stage it replaces, such as its frozen blocks
     assert changed.wandb == "offline"
 
 

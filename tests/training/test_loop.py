@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +164,18 @@ def test_a_teachers_logits_train_like_labels_and_end_up_in_the_curve(tmp_path: P
     assert student["train_loss"] < 0.5 < alone["train_loss"]
 
 
+def test_a_run_killed_before_its_first_checkpoint_can_be_resumed(tmp_path: Path, images: loop.Images) -> None:
+    stages = [{"resolution": 32, "epochs": 0.4}]
+    killed = trainer(tmp_path / "killed", images, stages=stages, checkpoint_minutes=60)
+    killed.watcher = Killed(after=0)
+    with pytest.raises(KeyboardInterrupt):
+        killed.fit()
+    trainer(tmp_path / "killed", images, stages=stages, checkpoint_minutes=60, resume=True).fit()
+    trainer(tmp_path / "whole", images, stages=stages).fit()
+    for name, tensor in state(tmp_path / "whole")["model"].items():
+        assert torch.equal(tensor, state(tmp_path / "killed")["model"][name]), name
+
+
 def test_another_seed_ends_elsewhere(tmp_path: Path, images: loop.Images) -> None:
     stages = [{"resolution": 32, "epochs": 0.4}]
     for seed in (0, 1):
@@ -194,6 +207,30 @@ def test_steps_that_are_not_finite_change_no_weight_and_then_end_the_run(
     assert broken.progress.skipped == 20
     for name, parameter in broken.model.named_parameters():
         assert torch.equal(parameter, before[name]), name
+
+
+def test_a_step_that_is_not_finite_inside_the_network_leaves_its_statistics_alone(
+    tmp_path: Path, images: loop.Images
+) -> None:
+    run = trainer(tmp_path, images, stages=[{"resolution": 32, "epochs": 0.4}])
+
+    def spoil(module: torch.nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor] | None:
+        return (inputs[0] * torch.inf,) if module.training and run.progress.step == 1 else None
+
+    run.model.blocks[1].register_forward_pre_hook(spoil)
+    run.fit()
+    assert run.progress.skipped == 1
+    for network in (run.model, run.averaged):
+        for name, tensor in network.state_dict().items():
+            assert tensor.isfinite().all(), name
+
+
+def test_a_run_is_not_resumed_with_images_prepared_from_something_else(tmp_path: Path, images: loop.Images) -> None:
+    stages = [{"resolution": 32, "epochs": 0.2}]
+    trainer(tmp_path, replace(images, content="prepared-1"), stages=stages).fit()
+    trainer(tmp_path, replace(images, content="prepared-1"), stages=stages, resume=True)
+    with pytest.raises(StartupError, match="another preparation"):
+        trainer(tmp_path, replace(images, content="prepared-2"), stages=stages, resume=True)
 
 
 def test_frozen_blocks_stay_while_the_rest_learns(tmp_path: Path, images: loop.Images) -> None:

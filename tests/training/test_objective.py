@@ -10,7 +10,7 @@ from dermserve.errors import StartupError
 from dermserve.labels import LEAVES
 from training.config import Config
 from training.model import create_model, save_checkpoint
-from training.objective import Objective, divergence
+from training.objective import Objective, divergence, load_teacher
 
 METADATA: dict[str, Any] = {"architecture": "test_efficientnet", "leaves": list(LEAVES)}
 CPU = torch.device("cpu")
@@ -113,3 +113,15 @@ def test_a_finished_model_is_no_teacher(tmp_path: Path) -> None:
     teacher(tmp_path / "final.pt", temperature=1.3)
     with pytest.raises(StartupError, match=r"a teacher is the best\.pt beside it"):
         Objective(config(teacher=str(tmp_path / "final.pt"), distill=0.5), CPU)
+
+
+@pytest.mark.parametrize(
+    ("about", "message"),
+    [({"inherited": {"steps": 1}}, "knows nothing"), ({"preprocessing": "other"}, "prepared in another way")],
+)
+def test_weights_that_cannot_teach_these_images_are_refused(
+    tmp_path: Path, about: dict[str, Any], message: str
+) -> None:
+    teacher(tmp_path / "best.pt", **{"preprocessing": "ours"} | about)
+    with pytest.raises(StartupError, match=message):
+        load_teacher(tmp_path / "best.pt", "ours")

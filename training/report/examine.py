@@ -16,7 +16,7 @@ from training.report import subgroups
 from training.report.metrics import FIGURES, Bootstrap, estimate, figures, measure
 from training.report.subgroups import Subject
 
-VALIDATION: Final = "validation: not trained on, but temperature and thresholds were fixed on these images"
+VALIDATION: Final = "validation: not trained on, but checkpoint, calibration and thresholds were chosen on these images"
 TEST: Final = "test: none of these image ids was trained on, and nothing was chosen on these images"
 NO_PARTIAL_AUC: Final = "The partial AUC is not measured: isic-challenge-scoring is not installed (extra `training`)."
 

@@ -66,6 +66,7 @@ def _training(card: ModelCard, learning_curve: str | None) -> str:
         + (f", first {stage['frozen_blocks']} blocks fixed)" if stage.get("frozen_blocks") else ")")
         for stage in stages
     )
+    drawn = config.get("artifacts", 0.0) if config.get("augmentation") == "full" else 0.0
     images, renewed = about.get("images", {}), about.get("batch_norm_images", 0)
     rows: list[list[Any]] = [
         ["start", about.get("start")],
@@ -94,7 +95,7 @@ def _training(card: ModelCard, learning_curve: str | None) -> str:
         ],
         [
             "augmentation",
-            f"{config.get('augmentation')}; artefacts drawn on {config.get('artifacts') or 0:.0%} of the images",
+            f"{config.get('augmentation')}; artefacts drawn on {drawn:.0%} of the images",
         ],
         [
             "afterwards",
