@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import csv
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 from dermserve.errors import StartupError
+from training.layouts import LABELS, binary, find, index, known, plain, refuse, rows, tables
 
 _IMAGES = (".jpg", ".jpeg", ".png", ".dcm", ".dicom")
 _COLUMNS = (("image", "melanoma"), ("image", "MEL"), ("image_name", "target"))
@@ -49,23 +50,25 @@ def read_labels(path: Path) -> Labels:
         StartupError: the file is missing or empty, its columns are not known, an image stands in it twice, or a value
             is neither 0 nor 1.
     """
-    rows = read_rows(path)
-    columns = rows[0].keys()
-    known = next((pair for pair in _COLUMNS if set(pair) <= columns), None)
-    if known is None:
+    table = read_rows(path)
+    columns = table[0].keys()
+    pair = next((pair for pair in _COLUMNS if set(pair) <= columns), None)
+    if pair is None:
         wanted = " or ".join(",".join(pair) for pair in _COLUMNS)
         raise StartupError(f"{path} has the columns {','.join(columns)}; it needs {wanted}.")
-    image, value = known
+    image, value = pair
     group = next((column for column in _GROUPS if column in columns), None)
     lesions = _lesions_beside(path) if group is None else {}
     melanoma: dict[str, bool] = {}
     groups: dict[str, str] = {}
-    for row in rows:
+    seen = set[str]()
+    for row in table:
         name = stem(row[image])
-        if name in melanoma:
+        if plain(name) in seen:
             raise StartupError(f"{path} labels {name} more than once.")
-        melanoma[name] = _positive(row[value], name, path)
-        groups[name] = (row[group] if group else lesions.get(name)) or name
+        seen.add(plain(name))
+        melanoma[name] = binary(row[value], f"the label of {name}", path)
+        groups[name] = (known(row[group]) if group else lesions.get(plain(name))) or name
     return Labels(melanoma, groups)
 
 
@@ -73,46 +76,39 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     """The rows of a CSV file with a header.
 
     Raises:
-        StartupError: the file is missing, or has no rows.
+        StartupError: the file is missing, is not UTF-8, has no rows, or a row is cut off.
     """
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
-    except OSError as error:
-        raise StartupError(f"{path} cannot be read: {error.strerror}.") from error
-    if not rows:
+    found = rows(path)
+    if not found:
         raise StartupError(f"{path} holds no rows.")
-    return rows
+    return found
 
 
 def find_test_sets(root: Path) -> list[TestSet]:
-    """Test sets below `root`: folders with a `labels.csv` (`image,melanoma`), named after the folder.
+    """Test sets below `root`: folders with a `labels.csv` (`image,melanoma`).
+
+    Each is named after its folder; where several have that name, by the path from `root`.
 
     Raises:
-        StartupError: a labelled image is missing.
+        StartupError: a labelled image is missing or ambiguous.
     """
-    return [_test_set(path) for path in sorted(root.rglob("labels.csv"))]
+    found = [path for path in tables(root) if path.name.lower() == LABELS]
+    times = Counter(path.parent.name for path in found)
+    return [
+        _test_set(path, name if times[name := path.parent.name] == 1 else path.parent.relative_to(root).as_posix())
+        for path in found
+    ]
 
 
-def _test_set(table: Path) -> TestSet:
+def _test_set(table: Path, name: str) -> TestSet:
     labels = read_labels(table)
-    images = {stem(path.name): path for path in table.parent.rglob("*") if path.suffix.lower() in _IMAGES}
-    missing = [name for name in labels.melanoma if name not in images]
-    if missing:
-        raise StartupError(f"{len(missing)} of the images in {table} have no file, for example {missing[0]}.")
-    return TestSet(table.parent.name, [images[name] for name in labels.melanoma], labels)
+    images = index(table.parent, _IMAGES)
+    paths = {image: find(image, images) for image in labels.melanoma}
+    refuse([image for image, path in paths.items() if path is None], "have no image file", table)
+    return TestSet(name, [path for path in paths.values() if path], labels)
 
 
 def _lesions_beside(path: Path) -> dict[str, str]:
-    rows = [row for other in sorted(path.parent.glob("*Metadata.csv")) for row in read_rows(other)]
-    return {row["image"]: row.get("lesion_id", "") for row in rows if "image" in row}
-
-
-def _positive(text: str, name: str, path: Path) -> bool:
-    try:
-        value = float(text)
-    except (TypeError, ValueError):
-        value = -1.0
-    if value not in (0.0, 1.0):
-        raise StartupError(f"{path}: the label of {name} is {text!r}, neither 0 nor 1.")
-    return value == 1.0
+    beside = sorted(other for other in path.parent.iterdir() if other.name.lower().endswith("metadata.csv"))
+    found = [row for other in beside for row in read_rows(other)]
+    return {plain(row["image"]): row["lesion_id"] for row in found if "image" in row and known(row.get("lesion_id"))}

@@ -6,7 +6,8 @@ from collections import defaultdict
 from functools import cache
 
 from training.check.findings import Report
-from training.check.tables import Row, Tables, known
+from training.check.tables import Row, Tables
+from training.layouts import known
 
 _SITES = ("anatom_site_general", "anatom_site_general_challenge")
 _AGES = ("age_approx", "age")

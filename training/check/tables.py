@@ -10,12 +10,9 @@ from pathlib import Path
 from typing import Final
 
 from training.check.findings import Report
-from training.layouts import HAM10000_DIAGNOSES, ISIC_2019_CODES, ISIC_2020_DIAGNOSES, kind, plain
+from training.layouts import HAM10000_DIAGNOSES, ISIC_2019_CODES, ISIC_2020_DIAGNOSES, kind, known, plain
 
 Row = dict[str, str]
-
-NOTHING: Final = {"", "-1", "nan", "NaN", "NA"}
-"""What stands for "not known" in columns of ids, ages, sexes and sites."""
 
 
 @dataclass
@@ -214,11 +211,6 @@ def _test(path: Path, line: int, row: Row, tables: Tables, report: Report) -> En
     else:
         report.add("label_classes", entry.name, f"{entry.place}: melanoma {row['melanoma']!r}")
     return entry
-
-
-def known(text: str | None) -> str | None:
-    """The text, or None where it stands for "not known"."""
-    return None if text is None or text in NOTHING else text
 
 
 def _number(text: str) -> float | None:
