@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import csv
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 
 from dermserve.errors import StartupError
 from training.datasets import Dataset, Record
+from training.layouts import known, plain, rows
 
-TRAIN, VALIDATION = "train", "val"
+TRAIN, VALIDATION, TEST = "train", "val", "test"
 
 
 @dataclass(frozen=True)
@@ -39,14 +40,23 @@ def groups(dataset: Dataset) -> dict[str, str]:
             node = parent[node]
         return node
 
-    for record in dataset.records:
+    names = {plain(record.name): record.name for record in dataset.records}
+    images = set(names.values())
+
+    def unite(first: str, second: str) -> None:
+        """Join two groups; one that holds images of `dataset` stays named after such an image."""
+        first, second = root(first), root(second)
+        if first in images and second not in images:
+            first, second = second, first
+        parent[first] = second
+
+    for record in (*dataset.records, *dataset.marked):
         for what, key in (("patient", record.patient), ("lesion", record.lesion)):
             if key:  # official ids are unique across the sets, and HAM10000's lesions stand in ISIC 2019, too
-                parent[root(f"{what}:{key}")] = root(record.name)
-    names = {record.name for record in dataset.records}
-    for first, second in dataset.duplicates:
-        if first in names and second in names:
-            parent[root(first)] = root(second)
+                unite(f"{what}:{key}", names.get(plain(record.name), plain(record.name)))
+    for pair in dataset.duplicates:  # also of images that are not here: two may be listed with the same third
+        first, second = (names.get(plain(name), plain(name)) for name in pair)
+        unite(first, second)
     return {record.name: root(record.name) for record in dataset.records}
 
 
@@ -56,12 +66,13 @@ def split(dataset: Dataset, *, given: Path | None = None, fraction: float = 0.15
     Args:
         dataset: what to divide.
         given: a `splits.csv` (`image,…,group_id,split`), which wins over an own division; images that it marks as
-            neither train nor val are used for neither.
+            test are used for neither part. An image without a group_id stands alone.
         fraction: share of the images for validation, 0…1, for an own division.
         seed: of the own division.
 
     Raises:
-        StartupError: a group stands in both parts, a part is empty, or `given` leaves an image out.
+        StartupError: a group stands in both parts, a part is empty, or `given` leaves an image out, names one twice or
+            names a part that there is not.
     """
     result = _own(dataset, fraction, seed) if given is None else _given(dataset, given)
     assert_disjoint(result)
@@ -72,11 +83,13 @@ def folds(dataset: Dataset, count: int, *, seed: int = 0) -> list[Split]:
     """Divide into `count` folds of groups, stratified by source and leaf; each is the validation part of one split.
 
     Where a group holds images with a `fold` of their own (the tfrecord of the Kaggle layout), it goes where they say:
-    fold tfrecord mod `count`, so that several tfrecords make a fold.
+    fold tfrecord mod `count`, so that several tfrecords make a fold. Where images marked as duplicates join several
+    such groups, which tfrecords keep no account of, all go where most of their images belong.
 
     Raises:
         StartupError: a group stands in two folds (its tfrecords disagree), or a fold stays empty.
     """
+    _assert_tfrecords_agree(dataset, count)
     group_of, members = groups(dataset), defaultdict[str, list[Record]](list)
     for record in dataset.records:
         members[group_of[record.name]].append(record)
@@ -85,14 +98,14 @@ def folds(dataset: Dataset, count: int, *, seed: int = 0) -> list[Split]:
     fold_of: dict[str, int] = {}
     for group in _order(members, seed):
         strata = _strata(members[group])
-        said = [record.fold % count for record in members[group] if record.fold is not None]
+        said = Counter(record.fold % count for record in members[group] if record.fold is not None)
 
         def want(fold: int, strata: Counter[tuple[str, str]] = strata) -> float:
             return sum(number * (1 / count - taken[fold][key] / total[key]) for key, number in strata.items())
 
-        chosen = said[0] if said else max(range(count), key=want)
+        chosen = said.most_common(1)[0][0] if said else max(range(count), key=want)
         taken[chosen] += strata
-        fold_of |= {record.name: chosen if record.fold is None else record.fold % count for record in members[group]}
+        fold_of |= {record.name: chosen for record in members[group]}
     result = []
     for fold in range(count):
         train = [record for record in dataset.records if fold_of[record.name] != fold]
@@ -103,12 +116,20 @@ def folds(dataset: Dataset, count: int, *, seed: int = 0) -> list[Split]:
 
 
 def write(result: Split, path: Path) -> None:
-    """Write a `splits.csv` that `split(given=…)` reads."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["image", "dataset", "group_id", "split"])
-        for part, records in ((TRAIN, result.train), (VALIDATION, result.validation)):
-            writer.writerows([record.name, record.dataset, result.groups[record.name], part] for record in records)
+    """Write a `splits.csv` that `split(given=…)` reads.
+
+    Raises:
+        StartupError: the file cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["image", "dataset", "group_id", "split"])
+            for part, records in ((TRAIN, result.train), (VALIDATION, result.validation)):
+                writer.writerows([record.name, record.dataset, result.groups[record.name], part] for record in records)
+    except OSError as error:
+        raise StartupError(f"{path} cannot be written: {error.strerror}.") from error
 
 
 def assert_disjoint(result: Split) -> None:
@@ -122,6 +143,19 @@ def assert_disjoint(result: Split) -> None:
         raise StartupError(
             f"The split ({result.origin}) puts {len(shared)} groups (patient, lesion or duplicates) into both "
             f"training and validation, for example {min(shared)}."
+        )
+
+
+def _assert_tfrecords_agree(dataset: Dataset, count: int) -> None:
+    group_of, said = groups(replace(dataset, marked=[])), defaultdict[str, set[int]](set)
+    for record in dataset.records:
+        if record.fold is not None:
+            said[group_of[record.name]].add(record.fold % count)
+    torn = [group for group, several in said.items() if len(several) > 1]
+    if torn:
+        raise StartupError(
+            f"The tfrecords put {len(torn)} groups (patient, lesion or duplicates) into several folds, "
+            f"for example {min(torn)}."
         )
 
 
@@ -162,17 +196,23 @@ def _order(members: dict[str, list[Record]], seed: int) -> list[str]:
 
 
 def _given(dataset: Dataset, path: Path) -> Split:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = {row["image"]: row for row in csv.DictReader(file)}
-    left_out = [record.name for record in dataset.records if record.name not in rows]
+    said = dict[str, dict[str, str]]()
+    for row in rows(path, "image", "group_id", "split"):
+        name, part = row["image"], row["split"]
+        if plain(name) in said:
+            raise StartupError(f"{path} has more than one row for {name}.")
+        if part not in (TRAIN, VALIDATION, TEST):
+            raise StartupError(f"{path}: the split of {name} is {part!r}, none of train, val and test.")
+        said[plain(name)] = row
+    left_out = [record.name for record in dataset.records if plain(record.name) not in said]
     if left_out:
         raise StartupError(f"{path} has no row for {len(left_out)} labelled images, for example {left_out[0]}.")
-    own = groups(dataset)
+    own, row_of = groups(dataset), {record.name: said[plain(record.name)] for record in dataset.records}
     # The file's groups know more (near-duplicates found by eye or hash), ours guard against a faulty file: join both.
-    joined = _join({record.name: (rows[record.name]["group_id"], own[record.name]) for record in dataset.records})
+    joined = _join({name: (known(row["group_id"]) or name, own[name]) for name, row in row_of.items()})
     parts: dict[str, list[Record]] = defaultdict(list)
     for record in dataset.records:
-        parts[rows[record.name]["split"]].append(record)
+        parts[row_of[record.name]["split"]].append(record)
     return Split(parts[TRAIN], parts[VALIDATION], joined, path.name)
 
 
