@@ -108,10 +108,13 @@ def prepare(folder: Path, cache: Path, split: Path | None, seed: int, workers: i
     for note in found.notes:
         click.echo(note, err=True)
     parts = splits.split(found, given=given, seed=seed)
-    wanted = {"training and validation": [record.path for record in (*parts.train, *parts.validation)]}
-    wanted |= {f"test set {test.name}": test.paths for test in truth.find_test_sets(folder)}
+    left_out = len(found.records) - len(parts.train) - len(parts.validation)
+    if left_out:
+        click.echo(f"{left_out:,} labelled images are used for neither part of {parts.origin}", err=True)
+    wanted = [("training and validation", [record.path for record in (*parts.train, *parts.validation)])]
+    wanted += [(f"test set {test.name}", test.paths) for test in truth.find_test_sets(folder)]
     with _progress(Console(stderr=True)) as show:
-        for what, paths in wanted.items():
+        for what, paths in wanted:
             made = pixels.prepared(paths, cache, workers=workers, show=show)
             click.echo(f"{what}: {len(made):,} images in {made.filename}")  # type: ignore[attr-defined]
 

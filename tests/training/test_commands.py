@@ -11,7 +11,10 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from dermserve.errors import DermserveError
 from dermserve.labels import CSV_HEADER
+from tests.training.conftest import draw, write
+from training import datasets
 from training.commands import evaluate
+from training.data_commands import data
 
 
 def figure(value: float) -> dict[str, float]:
@@ -135,3 +138,23 @@ def test_help_needs_no_torch_and_neither_does_evaluate(case: Case, card: Path) -
     for arguments in (["train", "--help"], ["evaluate", str(case.predictions), str(case.labels), "--card", str(card)]):
         done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
+
+
+def test_prepare_takes_every_test_set_and_says_what_no_part_uses(own_isic: Path, tmp_path: Path) -> None:
+    rows = [
+        {"image": r.name, "group_id": "", "split": "test" if r.patient == "IP_7" else "val" if r.patient else "train"}
+        for r in datasets.read(own_isic).records
+    ]
+    (own_isic / "isic2020/ISIC_2020_Training_Duplicates.csv").unlink()  # one pair joins both years
+    write(own_isic / "splits.csv", rows)  # type: ignore[arg-type]
+    for clinic, count in (("a", 1), ("b", 2)):
+        names = [f"{clinic}{i}" for i in range(count)]
+        write(own_isic / clinic / "test/labels.csv", [{"image": name, "melanoma": 1} for name in names])
+        for name in names:
+            draw(own_isic / clinic / f"test/{name}.jpg", 0, True)
+    done = CliRunner().invoke(data, ["prepare", str(own_isic), "--cache", str(tmp_path / "cache")])
+    assert done.exit_code == 0, done.output
+    assert "3 labelled images are used for neither part of splits.csv" in done.output
+    assert "training and validation: 113 images" in done.output
+    assert "test set a/test: 1 images" in done.output
+    assert "test set b/test: 2 images" in done.output
