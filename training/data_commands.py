@@ -91,8 +91,9 @@ def check(  # noqa: PLR0917 - click passes every option by name
 def prepare(folder: Path, cache: Path, split: Path | None, seed: int, workers: int | None) -> None:
     """Decode, crop and resize all images of DIR once, so that training starts at once.
 
-    What `dermserve train` does when it starts, with the same DIR, --cache, --split and seed: training finds the result.
-    After an interruption the same command goes on where it was. 270 KB for each image.
+    What `dermserve train` does when it starts, with the same DIR, --cache, --split and seed: training finds the result,
+    but not with --remove-artifacts or --limit, which take other pixels or other images. After an interruption the same
+    command goes on where it was. 270 KB for each image.
 
     \b
     Examples:
