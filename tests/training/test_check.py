@@ -323,6 +323,33 @@ def test_a_test_image_among_the_training_images_is_found(folder: Path) -> None:
     assert {"test_image_in_training", "group_crosses"} <= codes(folder)
 
 
+@pytest.mark.parametrize("column", ["lesion_id", "patient_id", "group_id"])
+def test_leaks_into_a_test_set_are_found_without_a_splits_csv(folder: Path, column: str) -> None:
+    (folder / "splits.csv").unlink()
+    assert codes(folder) == set()
+    shared = "IP_1" if column == "patient_id" else "HAM_001"
+    edit(folder / "test/labels.csv", lambda row: row.update({column: {"ISIC_8000002": shared}.get(row["image"], "")}))
+    assert codes(folder) == {"group_crosses"}
+
+
+def test_a_test_picture_among_the_training_pictures_is_found_without_a_splits_csv(folder: Path) -> None:
+    (folder / "splits.csv").unlink()
+    picture(202).resize((80, 80)).save(folder / IMAGES / "ISIC_0000003.jpg", quality=80)
+    assert codes(folder) == {"near_duplicate", "group_crosses_similar"}
+    duplicates = "isic2020/ISIC_2020_Training_Duplicates.csv"
+    change(folder / duplicates, ("1111111", "0000003"), ("2222222", "8000002"))
+    assert codes(folder) == {"duplicate_known", "group_crosses"}
+    # Training leaves out what has no leaf.
+    edit(folder / TRUTH, lambda row: row.update(NV="0.0", UNK="1.0") if row["NV"] == "1.0" else None)
+    assert codes(folder) == {"duplicate_known", "label_unusable"}
+
+
+def test_a_folder_without_a_readable_image_is_reported(folder: Path) -> None:
+    for path in folder.rglob("*.jpg"):
+        path.write_bytes(b"")
+    assert codes(folder) == {"image_empty"}
+
+
 def test_the_command_writes_a_report_and_tells_errors_by_its_status(folder: Path, tmp_path: Path) -> None:
     run, out = CliRunner(), tmp_path / "out/check.json"
     (folder / IMAGES / "ISIC_0000007.jpg").unlink()

@@ -43,6 +43,8 @@ def pairs(thumbnails: Grey) -> Iterator[tuple[int, int, float]]:
 
     `thumbnails` is uint8 [N, 32, 32]. Flat ones are alike to nothing.
     """
+    if len(thumbnails) < 2:
+        return
     usable = np.array([not is_flat(thumbnail) for thumbnail in thumbnails], bool)
     base, best = _signs(thumbnails), dict[tuple[int, int], float]()
     grey = _centred(thumbnails)

@@ -77,14 +77,20 @@ def labels_of_pairs(found: Tables, pairs: Iterable[Pair], report: Report) -> Non
 
 
 def groups(found: Tables, pairs: Iterable[Pair], report: Report) -> None:
-    """No lesion, patient, group of splits.csv or picture may stand in two parts or folds."""
+    """No lesion, patient, group of splits.csv or picture may stand in two parts or folds.
+
+    Without a splits.csv, training's own division keeps groups whole, but test sets stand outside it.
+    """
     parts, folds, files = dict[str, str](), dict[str, str](), dict[str, Path | str]()
+    marked = {entry.id for entry in found.entries if entry.fold == MARKED_DUPLICATE}
     for entry in found.entries:
         files.setdefault(entry.id, _file(entry))
         if entry.is_test:
             parts[entry.id] = f"test set {entry.dataset.removeprefix('test:')}"
         elif entry.id in found.parts:
             parts[entry.id] = found.parts[entry.id][1]
+        elif found.splits is None and entry.leaf and entry.id not in marked:
+            parts.setdefault(entry.id, "training data")
         if entry.fold is not None and entry.fold != MARKED_DUPLICATE and entry.dataset == "isic2020":
             folds[entry.id] = f"tfrecord {entry.fold}"
     for name, (_, part) in found.parts.items():
@@ -109,6 +115,11 @@ def _groups(found: Tables) -> Iterator[tuple[str, set[str]]]:
             members[f"lesion {entry.lesion}"].add(entry.id)
         if entry.patient:
             members[f"patient {entry.patient}"].add(entry.id)
+    for entry in found.entries:
+        # A test set's group_id is a lesion or a patient; one of neither may only number that set's own groups.
+        for key in (f"lesion {entry.group}", f"patient {entry.group}"):
+            if entry.group and key in members:
+                members[key].add(entry.id)
     for name, (group, _) in found.parts.items():
         if group:
             members[f"group_id {group} of splits.csv"].add(name)

@@ -20,7 +20,8 @@ class Entry:
     """One label row. `leaf` is None where the row names none, `melanoma` where not even that can be told.
 
     `dataset` is isic2019, isic2020 or ham10000 for training images and `test:NAME` for a test set. `diagnosis` is the
-    label in the table's own words. `fold` is the tfrecord of the Kaggle layout. `path` is set when its file is found.
+    label in the table's own words. `fold` is the tfrecord of the Kaggle layout, `group` the group_id of a test set.
+    `path` is set when its file is found.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Entry:
     lesion: str | None = None
     patient: str | None = None
     fold: int | None = None
+    group: str | None = None
     path: Path | None = None
 
     @property
@@ -204,7 +206,7 @@ def _ham10000(path: Path, line: int, row: Row, tables: Tables, report: Report) -
 def _test(path: Path, line: int, row: Row, tables: Tables, report: Report) -> Entry:  # noqa: ARG001 - one shape
     value = _number(row["melanoma"])
     entry = Entry(row["image"], path, line, f"test:{path.parent.name}", row["melanoma"])
-    for column in ("lesion_id", "patient_id"):
+    for column in ("lesion_id", "patient_id", "group_id"):
         setattr(entry, column.removesuffix("_id"), known(row.get(column)))
     if value in (0, 1):
         entry.melanoma = value == 1
