@@ -18,6 +18,7 @@ from training import datasets, splits
 from training.check import likeness, official, tables
 from training.check.findings import CODES as FINDINGS
 from training.check.findings import Finding, Report
+from training.check.folder import below
 from training.check.run import check
 from training.data_commands import data
 
@@ -179,7 +180,7 @@ def test_a_duplicate_on_both_sides_is_a_crossing(folder: Path) -> None:
 
 
 def test_swapped_labels_are_told_by_the_official_fingerprints(folder: Path) -> None:
-    data_ = official.fingerprints(tables.read(folder, Report(folder)).entries)
+    data_ = official.fingerprints(tables.read(below(folder, Report(folder)), Report(folder)).entries)
     prints = {data_[i : i + 5]: data_[i + 5 : i + 7] for i in range(0, len(data_), 7)}
     assert codes(folder, fingerprints=prints) == set()
     # Whole rows but for the names: NV ↔ BCC among lesions of two images, melanoma ↔ nevus, 0 ↔ 1.
@@ -342,6 +343,100 @@ def test_a_test_picture_among_the_training_pictures_is_found_without_a_splits_cs
     # Training leaves out what has no leaf.
     edit(folder / TRUTH, lambda row: row.update(NV="0.0", UNK="1.0") if row["NV"] == "1.0" else None)
     assert codes(folder) == {"duplicate_known", "label_unusable"}
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (lambda text: "", {"table_empty"}),
+        (lambda text: text.splitlines()[0], {"table_empty"}),
+        (lambda text: text.replace(",", ";"), {"table_incomplete"}),
+        (lambda text: text.replace("diagnosis", "dx", 1), {"table_incomplete"}),
+        (lambda text: text.replace("image_name", "id", 1).replace("target", "y", 1), {"table_incomplete"}),
+    ],
+)
+@pytest.mark.parametrize("name", ["train.csv", "TRAIN.CSV"])
+def test_a_set_whose_table_is_of_no_use_is_an_error(
+    folder: Path, name: str, content: Callable[[str], str], expected: set[str]
+) -> None:
+    (folder / "splits.csv").unlink()
+    table = (folder / "isic2020/train.csv").rename(folder / "isic2020" / name)
+    assert codes(folder) == set()
+    table.write_text(content(table.read_text()))
+    findings = [finding for finding in found(folder) if finding.code != "image_unlisted"]
+    assert {finding.code for finding in findings} == expected
+    assert {finding.severity for finding in findings} == {"error"}
+    assert findings[0].files == (f"isic2020/{name}",)
+
+
+def test_a_set_that_only_an_unknown_table_names_is_an_error_unless_it_has_no_labels(folder: Path) -> None:
+    (folder / "splits.csv").unlink()
+    table = folder / "isic2020/train.csv"
+    rows = table.read_text().splitlines()[1:]
+    table.rename(folder / "isic2020/own.csv").write_text("\n".join(["a,b,c,d,e,f,g,h", *rows]))
+    findings = [finding for finding in found(folder) if finding.severity == "error"]
+    assert [(finding.code, finding.files) for finding in findings] == [("images_unused", ("isic2020/own.csv",))]
+    assert "12 images" in findings[0].detail
+    # Kaggle's test.csv
+    write(folder / "isic2020/own.csv", [{"image_name": row.split(",")[0], "patient_id": "IP_9"} for row in rows])
+    assert codes(folder) == {"table_unknown", "image_unlisted"}
+
+
+def test_a_written_list_without_pairs_may_lie_in_the_folder(folder: Path) -> None:
+    (folder / "pairs.csv").write_text("image_name_1,image_name_2\n")
+    assert codes(folder) == set()
+
+
+def test_linked_folders_are_looked_into_once(folder: Path, tmp_path: Path) -> None:
+    (folder / "isic2020").rename(tmp_path / "elsewhere")
+    (folder / "isic2020").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere/again").symlink_to(folder)
+    assert codes(folder) == set()
+    (tmp_path / "elsewhere/train/ISIC_9000003.jpg").unlink()
+    assert codes(folder) == {"image_missing"}
+
+
+@pytest.mark.parametrize("name", ["ISIC_2019.csv", "../Metadata.csv"])
+def test_metadata_that_training_does_not_read_is_an_error(folder: Path, name: str) -> None:
+    (folder / METADATA).rename((folder / METADATA).parent / name)
+    assert codes(folder) - {"split_group_differs"} == {"metadata_misplaced", "metadata_missing"}
+
+
+def test_metadata_must_tell_lesions_once_and_alike(folder: Path) -> None:
+    second = folder / "isic2019/More_Metadata.csv"
+    rows = list(csv.DictReader((folder / METADATA).open(newline="")))
+    write(second, [{key: row[key] for key in ("image", "age_approx", "sex")} for row in rows])
+    assert codes(folder) == set()
+    second.write_text("image,lesion_id\nISIC_0000003,HAM_001\nISIC_0000007,HAM_009\n")
+    differing = [finding for finding in found(folder) if finding.severity == "error"]
+    assert [(finding.code, finding.files) for finding in differing] == [("metadata_row_repeated", ("ISIC_0000007",))]
+    assert (
+        "lesion_id 'HAM_003' in ISIC_2019_Training_Metadata.csv line 9; 'HAM_009' in More_Metad" in differing[0].detail
+    )
+    second.unlink()
+    change(folder / METADATA, ("lesion_id", "lesion"))
+    assert codes(folder) == {"lesions_missing"}
+
+
+def test_ham10000_without_its_images_is_an_error_where_isic2019_does_not_stand_in(folder: Path) -> None:
+    rows = [{"lesion_id": f"HAM_9{i}", "image_id": f"ISIC_003000{i}", "dx": "nv", "sex": "unknown"} for i in range(3)]
+    write(folder / "ham/HAM10000_metadata", rows)
+    findings = found(folder)
+    assert [finding.code for finding in findings if finding.severity == "error"] == ["image_missing"] * 3
+    assert "metadata_invalid" not in {finding.code for finding in findings}
+
+
+def test_labels_of_a_test_set_may_name_files_and_two_sets_may_share_a_name(folder: Path) -> None:
+    edit(folder / "test/labels.csv", lambda row: row.update(image=f"images/{row['image']}.jpg"))
+    shutil.copytree(folder / "test", folder / "other/test")
+    for path in (folder / "other/test/images").iterdir():
+        save(path.with_name(path.name.replace("_80", "_81")), int(path.stem[-1]) + 400)
+        path.unlink()
+    edit(folder / "other/test/labels.csv", lambda row: row.update(image=row["image"].replace("_80", "_81")))
+    assert codes(folder) == set()
+    shutil.copy(folder / "test/images/ISIC_8000001.jpg", folder / "other/test/images/ISIC_8100001.jpg")
+    crossing = next(finding for finding in found(folder) if finding.code == "group_crosses")
+    assert "test set other/test: ISIC_8100001; test set test: ISIC_8000001" in crossing.detail
 
 
 def test_a_folder_without_a_readable_image_is_reported(folder: Path) -> None:

@@ -12,7 +12,7 @@ from training.check.images import Scan
 from training.check.likeness import correlation, is_flat
 from training.check.tables import Entry, Tables, by_id
 from training.datasets import MARKED_DUPLICATE
-from training.layouts import IMAGE_SUFFIXES, plain
+from training.layouts import IMAGE_SUFFIXES, few, plain
 
 _FORMATS = {".jpg": "jpeg", ".jpeg": "jpeg", ".png": "png", ".dcm": "dicom"}
 _SAME_PICTURE = 0.85  # 150 full-size originals correlate with their reduced and recoloured copies by 0.93 or more
@@ -20,9 +20,9 @@ _UNIFORM_FROM, _UNIFORM_SHARE = 50, 0.98
 _LONGEST = 3.0
 
 
-def images(root: Path) -> list[Path]:
-    """Every image file at or below `root`, sorted."""
-    return sorted(path for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+def images(inside: Iterable[Path]) -> list[Path]:
+    """Those of the files that are images."""
+    return [path for path in inside if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()]
 
 
 def match(found: Tables, paths: Iterable[Path], report: Report) -> None:
@@ -41,34 +41,34 @@ def match(found: Tables, paths: Iterable[Path], report: Report) -> None:
         if entry.fold == MARKED_DUPLICATE:
             report.add("duplicate_marked", entry.path or entry.name, entry.place)
     have_2019 = {entry.id for entry in found.entries if entry.dataset == "isic2019"}
-    ham = [entry for entry in found.entries if entry.dataset == "ham10000" and entry.id not in have_2019]
-    ham_has_images = any(entry.path for entry in ham)
     for entry in found.entries:
-        if entry.path or entry.fold == MARKED_DUPLICATE:
-            continue
-        if entry.dataset != "ham10000" or (ham_has_images and entry.id not in have_2019):
+        second_opinion = entry.dataset == "ham10000" and entry.id in have_2019
+        if not entry.path and entry.fold != MARKED_DUPLICATE and not second_opinion:
             report.add(
                 "image_missing", entry.name, f"{entry.place}: no file {entry.name}.jpg below {entry.table.parent}"
             )
-    if ham and not ham_has_images:
-        report.add("metadata_without_label", [entry.name for entry in ham], f"{len(ham)} rows of {ham[0].table.name}")
 
 
 def labels(found: Tables, scans: Iterable[Scan], report: Report) -> None:
-    """Files that no row names."""
+    """Files that no row names, and unknown tables that seem to hold the labels of some."""
     used = {entry.path for entry in found.entries if entry.path}
     folders = {path.parent for path in used}
     labelled = {entry.id for entry in found.entries}
+    foreign: dict[Path, list[str]] = defaultdict(list)
     for scan in scans:
         if scan.path in used:
             continue
         if scan.path.parent in folders and plain(scan.path.stem) not in labelled:
             report.add("label_missing", scan.path, "no table has a row for it")
         elif scan.path.parent not in folders:
-            copy = (
-                "another copy of a labelled image" if plain(scan.path.stem) in labelled else "no labelled set is here"
-            )
+            name = plain(scan.path.stem)
+            copy = "another copy of a labelled image" if name in labelled else "no labelled set is here"
             report.add("image_unlisted", scan.path, copy)
+            for table, names in found.unknown.items():
+                if name in names and name not in labelled and scan.path.is_relative_to(table.parent):
+                    foreign[table].append(name)
+    for table, images_ in foreign.items():
+        report.add("images_unused", table, f"{len(images_)} images here that only this table names: {few(images_)}")
 
 
 def pixels(scans: Iterable[Scan], report: Report) -> None:

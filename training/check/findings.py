@@ -29,6 +29,7 @@ CODES: Final[dict[str, tuple[Severity, str]]] = {
     ),
     "suffix_wrong": ("note", "The file's name promises another format than its bytes hold; it is read all the same."),
     "images_enlarged": ("note", "Images smaller than the 300 pixels the network sees (reduced copies)."),
+    "images_unused": ("error", "Images that only a table of no known kind names: training does not use that set."),
     "label_missing": ("warning", "An image file in a labelled set that no label row names; training does not use it."),
     "image_unlisted": ("note", "An image outside every labelled set; training does not use it."),
     # The same picture twice.
@@ -65,10 +66,19 @@ CODES: Final[dict[str, tuple[Severity, str]]] = {
     "fold_invalid": ("error", "A tfrecord that is no whole number of −1 or more."),
     # The rest of the tables.
     "metadata_missing": ("error", "A row of the ground truth without a row in the metadata; training refuses that."),
+    "metadata_misplaced": ("error", "Metadata under a name or in a place where training does not read it."),
+    "metadata_row_repeated": ("error", "Two rows of metadata disagree about one image."),
+    "lesions_missing": ("error", "No metadata of a ground truth tells lesions: they could not be kept together."),
     "metadata_invalid": ("warning", "An age, sex or site that the ISIC Archive does not accept."),
     "metadata_without_label": ("note", "A row of the metadata whose image no table labels."),
     "metadata_differs": ("warning", "One lesion or patient with two sexes, patients or very different ages."),
     "table_unreadable": ("error", "A table that cannot be read as CSV in UTF-8."),
+    "table_empty": ("error", "A table without rows: nothing that it should tell is used."),
+    "table_incomplete": (
+        "error",
+        "A table that is none of those known, but close: columns are missing or split otherwise.",
+    ),
+    "folder_unreadable": ("error", "A folder that cannot be listed."),
     "table_unknown": ("note", "A table that is none of those known; it is not used."),
     "table_absent": ("note", "Groups cannot be known in full without this table."),
 }
@@ -83,10 +93,6 @@ class Finding:
     files: tuple[str, ...]
     detail: str
     severity: Severity
-
-    @property
-    def meaning(self) -> str:
-        return CODES[self.code][1]
 
 
 @dataclass

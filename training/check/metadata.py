@@ -6,7 +6,8 @@ from collections import defaultdict
 from functools import cache
 
 from training.check.findings import Report
-from training.check.tables import Row, Tables
+from training.check.reading import Row
+from training.check.tables import Tables
 from training.layouts import known
 
 _SITES = ("anatom_site_general", "anatom_site_general_challenge")
@@ -21,12 +22,13 @@ def check(found: Tables, report: Report) -> None:
     for path, line, name, row in found.metadata:
         if name not in labelled:
             spare[path.name].append(name)
-        fault = _fault(_first(row, _AGES), known(row.get("sex")), _first(row, _SITES))
+        fault = _fault(_first(row, _AGES), _first(row, ("sex",)), _first(row, _SITES))
         if fault:
             report.add("metadata_invalid", name, f"{path.name} line {line}: {fault}")
     for table, names in spare.items():
         report.add("metadata_without_label", names, f"{len(names)} rows of {table}")
-    if any(entry.dataset == "isic2019" for entry in found.entries) and not found.of("metadata"):
+    kaggle = any(entry.dataset == "isic2019" and found.kinds[entry.table] == "isic2020" for entry in found.entries)
+    if kaggle and not found.of("metadata"):
         report.add("table_absent", "ISIC_2019_Training_Metadata.csv", "it holds the lesions of ISIC 2019")
     if any(entry.dataset == "isic2020" for entry in found.entries) and not found.of("duplicates"):
         report.add("table_absent", "ISIC_2020_Training_Duplicates.csv", "425 pairs of ISIC 2020 show the same picture")
@@ -42,7 +44,7 @@ def _together(found: Tables, report: Report) -> None:
         keys = [f"{what} {of[name]}" for what, of in (("lesion", lesion_of), ("patient", patient_of)) if name in of]
         for key in keys:
             names[key].add(name)
-            for what, value in (("sex", known(row.get("sex"))), ("age", _first(row, _AGES))):
+            for what, value in (("sex", _first(row, ("sex",))), ("age", _first(row, _AGES))):
                 if value:
                     seen[key][what].add(value)
             if key.startswith("lesion") and name in patient_of:
@@ -86,4 +88,5 @@ def _fault(age: str | None, sex: str | None, site: str | None) -> str:
 
 
 def _first(row: Row, columns: tuple[str, ...]) -> str | None:
-    return next((known(row[column]) for column in columns if column in row), None)
+    """The value of the first of the columns; HAM10000 writes "unknown" for sexes that are not."""
+    return next((known(row[column]) for column in columns if column in row and row[column] != "unknown"), None)

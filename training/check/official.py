@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from training.check.findings import Report
+from training.check.folder import below
 from training.check.tables import Entry, read
 from training.layouts import ISIC_2019_CODES, ISIC_2020_DIAGNOSES, few
 
@@ -107,6 +108,7 @@ def _digest(namespace: str, name: str, label: str) -> bytes:
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
-    made = fingerprints(read(folder, Report(folder)).entries)
+    report = Report(folder)
+    made = fingerprints(read(below(folder, report), report).entries)
     _FILE.write_bytes(made)
     sys.stdout.write(f"{_FILE.name}: {len(made) // (_KEY + _LABEL)} labels, {len(made)} bytes\n")

@@ -8,6 +8,7 @@ from pathlib import Path
 from dermserve.errors import StartupError
 from training.check import files, images, metadata, official, pictures, rules, tables
 from training.check.findings import Report
+from training.check.folder import below
 from training.pixels import ShowProgress, silent
 
 
@@ -34,7 +35,8 @@ def check(
     if not root.is_dir():
         raise StartupError(f"There is no folder {root}; pass the folder that holds the images and their tables.")
     report = Report(root, frozenset(allowed))
-    found, paths = tables.read(root, report), files.images(root)
+    inside = below(root, report)
+    found, paths = tables.read(inside, report), files.images(inside)
     if not paths and not found.kinds:
         raise StartupError(f"{root} holds neither an image nor a table that dermserve knows (see docs/data.md).")
     files.match(found, paths, report)

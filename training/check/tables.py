@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import csv
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from training.check import about, reading
 from training.check.findings import Report
-from training.layouts import HAM10000_DIAGNOSES, ISIC_2019_CODES, ISIC_2020_DIAGNOSES, kind, known, plain
-
-Row = dict[str, str]
+from training.check.reading import TEST_COLUMNS, Row
+from training.layouts import HAM10000_DIAGNOSES, ISIC_2019_CODES, ISIC_2020_DIAGNOSES, known, plain
+from training.truth import stem
 
 
 @dataclass
@@ -53,37 +53,38 @@ class Entry:
 
 @dataclass
 class Tables:
-    """All rows below a folder. `about` is ISIC 2019's metadata by id; `parts` is splits.csv: id → (group, part).
+    """All rows below a folder. `about` is ISIC 2019's metadata: table of labels → id → row.
 
-    `metadata` holds the rows that tell age, sex or site: (table, line, id, row).
+    `metadata` holds the rows that tell age, sex or site: (table, line, id, row). `parts` is splits.csv:
+    id → (group, part). `unknown` holds the ids that tables of no known kind may name.
     """
 
     entries: list[Entry] = field(default_factory=list)
-    about: dict[str, Row] = field(default_factory=dict)
+    about: dict[Path, dict[str, Row]] = field(default_factory=dict)
     metadata: list[tuple[Path, int, str, Row]] = field(default_factory=list)
     duplicates: list[tuple[str, str]] = field(default_factory=list)
     parts: dict[str, tuple[str, str]] = field(default_factory=dict)
     splits: Path | None = None
     kinds: dict[Path, str] = field(default_factory=dict)
+    unknown: dict[Path, set[str]] = field(default_factory=dict)
 
     def of(self, wanted: str) -> list[Path]:
         """The tables of one kind."""
         return [path for path, found in self.kinds.items() if found == wanted]
 
 
-def read(root: Path, report: Report) -> Tables:
-    """Read all tables at or below `root`; whatever is wrong with a row goes to the report."""
-    tables = Tables()
-    rows = _all(root, tables, report)
+def read(files: Iterable[Path], report: Report) -> Tables:
+    """Read all tables among the files; whatever is wrong with a table or a row goes to the report."""
+    sheets = reading.read(files, report)
+    rows = sheets.rows
+    tables = Tables(about=about.read(sheets, report), kinds=sheets.kinds, unknown=sheets.unknown)
     for found, column in (("metadata", "image"), ("isic2020", "image_name"), ("ham10000", "image_id")):
         for path in tables.of(found):
             tables.metadata += [(path, line, plain(row[column]), row) for line, row in enumerate(rows[path], 2)]
-            if found == "metadata":
-                tables.about |= {plain(row[column]): row for row in rows[path]}
     for path in tables.of("duplicates"):
         tables.duplicates += [(plain(row["image_name_1"]), plain(row["image_name_2"])) for row in rows[path]]
     for path in tables.of("splits"):
-        if path == root / "splits.csv":
+        if path == report.root / "splits.csv":
             _splits(path, rows[path], tables, report)
         else:
             report.add("table_unknown", path, "of several divisions, training reads the splits.csv at the top only")
@@ -98,27 +99,8 @@ def read(root: Path, report: Report) -> Tables:
                 else:
                     seen[entry.name] = line
                     tables.entries.append(entry)
+    about.misplaced({entry.id for entry in tables.entries if entry.dataset == "isic2019"}, tables.about, sheets, report)
     return tables
-
-
-def _all(root: Path, tables: Tables, report: Report) -> dict[Path, list[Row]]:
-    rows: dict[Path, list[Row]] = {}
-    for path in sorted({*root.rglob("*.csv"), *root.rglob("HAM10000_metadata*")}):
-        if not path.is_file():
-            continue
-        try:
-            with path.open(newline="", encoding="utf-8-sig") as file:
-                reader = csv.DictReader(file)
-                found = kind(set(reader.fieldnames or []))
-                rows[path] = [{key: (value or "").strip() for key, value in row.items() if key} for row in reader]
-        except (OSError, UnicodeDecodeError, csv.Error) as error:
-            report.add("table_unreadable", path, str(error))
-            continue
-        if found is None:
-            report.add("table_unknown", path, "its columns are none of the known layouts'")
-        else:
-            tables.kinds[path] = found
-    return rows
 
 
 def by_id(entries: list[Entry]) -> Iterator[tuple[str, list[Entry]]]:
@@ -142,8 +124,8 @@ def _splits(path: Path, rows: list[Row], tables: Tables, report: Report) -> None
 
 
 def _isic2019(path: Path, line: int, row: Row, tables: Tables, report: Report) -> Entry:
-    about = tables.about.get(plain(row["image"]), {})
-    entry = Entry(row["image"], path, line, "isic2019", lesion=known(about.get("lesion_id")))
+    its = tables.about[path].get(plain(row["image"]), {})
+    entry = Entry(row["image"], path, line, "isic2019", lesion=known(its.get("lesion_id")))
     try:
         values = {code: float(row.get(code) or 0) for code in (*ISIC_2019_CODES, "UNK")}
     except ValueError:
@@ -158,7 +140,7 @@ def _isic2019(path: Path, line: int, row: Row, tables: Tables, report: Report) -
     entry.melanoma = classes[0] == "MEL"
     if entry.leaf is None:
         report.add("label_unusable", entry.name, entry.place)
-    if tables.of("metadata") and not about:
+    if tables.about[path] and not its:
         report.add("metadata_missing", entry.name, f"{entry.place}: no row in any …Metadata.csv")
     return entry
 
@@ -167,7 +149,7 @@ def _isic2020(path: Path, line: int, row: Row, tables: Tables, report: Report) -
     """Also the Kaggle layouts: `tfrecord` is the fold, and ISIC 2019 in it has codes for diagnoses."""
     diagnosis = row["diagnosis"]
     year = "isic2019" if diagnosis in ISIC_2019_CODES else "isic2020"
-    lesion = known(row.get("lesion_id")) or known(tables.about.get(plain(row["image_name"]), {}).get("lesion_id"))
+    lesion = known(row.get("lesion_id")) or known(tables.about[path].get(plain(row["image_name"]), {}).get("lesion_id"))
     entry = Entry(row["image_name"], path, line, year, diagnosis, lesion=lesion, patient=known(row.get("patient_id")))
     entry.leaf = diagnosis if year == "isic2019" else ISIC_2020_DIAGNOSES.get(diagnosis)
     target = _number(row["target"])
@@ -204,15 +186,21 @@ def _ham10000(path: Path, line: int, row: Row, tables: Tables, report: Report) -
 
 
 def _test(path: Path, line: int, row: Row, tables: Tables, report: Report) -> Entry:  # noqa: ARG001 - one shape
-    value = _number(row["melanoma"])
-    entry = Entry(row["image"], path, line, f"test:{path.parent.name}", row["melanoma"])
+    name, label = next((row[image], row[label]) for image, label in TEST_COLUMNS if image in row and label in row)
+    value = _number(label)
+    entry = Entry(stem(name), path, line, f"test:{_named(path, report)}", label)
     for column in ("lesion_id", "patient_id", "group_id"):
         setattr(entry, column.removesuffix("_id"), known(row.get(column)))
     if value in (0, 1):
         entry.melanoma = value == 1
     else:
-        report.add("label_classes", entry.name, f"{entry.place}: melanoma {row['melanoma']!r}")
+        report.add("label_classes", entry.name, f"{entry.place}: melanoma {label!r}")
     return entry
+
+
+def _named(path: Path, report: Report) -> str:
+    """A test set's name: its folder as seen from the top, so that two folders of one name stay apart."""
+    return path.parent.name if path.parent == report.root else report.shown(path.parent)
 
 
 def _number(text: str) -> float | None:
