@@ -5,6 +5,8 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import math
+import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -19,6 +21,7 @@ from dermserve import image
 from dermserve.errors import ImageError, StartupError
 
 Pixels = NDArray[np.uint8]
+Array = np.memmap[Any, np.dtype[np.uint8]]
 ShowProgress = Callable[[Iterable[Any], str, int], Iterator[Any]]
 """Wraps an iterable (items, label, total) to show a progress bar."""
 
@@ -49,7 +52,8 @@ def prepared(
     `image.prepare`.
 
     Raises:
-        StartupError: an image is refused by `image.prepare`; the message names the file and the reason.
+        StartupError: an image cannot be read or is refused by `image.prepare`, or the disk has no room for the array;
+            the message names the file and the reason.
     """
     seen = folder / f"prepared-{_key(paths, remove_artifacts)}.npy"
     if not seen.exists():
@@ -58,9 +62,11 @@ def prepared(
         with _alone(file):
             if not file.exists():
                 _make(paths, file, remove_artifacts, workers, show)
-        _link(seen, file)
+            _link(seen, file)
     elif not _named_by_content(seen):  # made before arrays were named after contents
-        _link(folder / f"prepared-{_content_key(paths, remove_artifacts, workers, show)}.npy", seen)
+        file = folder / f"prepared-{_content_key(paths, remove_artifacts, workers, show)}.npy"
+        with _alone(file):
+            _link(file, seen)
     pixels: Pixels = np.load(seen, mmap_mode="r")
     return pixels
 
@@ -76,13 +82,7 @@ def reduced(pixels: Pixels, rows: NDArray[np.int64], side: int, *, show: ShowPro
 
 def _make(paths: list[Path], file: Path, remove_artifacts: bool, workers: int | None, show: ShowProgress) -> None:
     partial, marks = file.with_suffix(".partial.npy"), file.with_suffix(".done")
-    shape = (len(paths), image.SIDE, image.SIDE, 3)
-    resumed = partial.exists() and marks.exists() and marks.stat().st_size == len(paths)
-    if not resumed:
-        marks.write_bytes(bytes(len(paths)))
-    out: np.memmap[Any, np.dtype[np.uint8]] = np.lib.format.open_memmap(  # type: ignore[no-untyped-call]
-        partial, mode="r+" if resumed else "w+", dtype=np.uint8, shape=shape
-    )
+    out = _opened(partial, marks, len(paths))
     done = np.memmap(marks, np.uint8, "r+")
 
     def make(position: int) -> str | None:
@@ -90,6 +90,8 @@ def _make(paths: list[Path], file: Path, remove_artifacts: bool, workers: int | 
             out[position] = image.prepare(paths[position].read_bytes(), remove_artifacts=remove_artifacts).pixels
         except ImageError as error:
             return f"{paths[position].name}: {error.detail}"
+        except OSError as error:
+            return f"{paths[position]}: {error.strerror}"
         return None
 
     def results(pool: ThreadPoolExecutor) -> Iterator[str | None]:
@@ -114,9 +116,69 @@ def _make(paths: list[Path], file: Path, remove_artifacts: bool, workers: int | 
     marks.unlink()
 
 
+def _opened(partial: Path, marks: Path, count: int) -> Array:
+    """The array that an interrupted run left or a new one, with all of its room on the disk.
+
+    Writing to a sparse file would end in a bus error when the disk is full.
+    """
+    try:
+        out = _left(partial, marks, count)
+        if out is None:
+            out = _new(partial, marks, count)
+        else:
+            _reserve(partial, out)
+    except OSError as error:
+        size = math.prod(_shape(count)) / 1e9
+        raise StartupError(f"{partial.parent} cannot take {size:.1f} GB of pixels: {error.strerror}.") from error
+    return out
+
+
+def _left(partial: Path, marks: Path, count: int) -> Array | None:
+    """What an interrupted run left, if array and marks are whole."""
+    if not partial.exists() or not marks.exists() or marks.stat().st_size != count:
+        return None
+    size = partial.stat().st_size  # before NumPy fills up a file that is too short
+    try:
+        out: Array = np.lib.format.open_memmap(partial, mode="r+")  # type: ignore[no-untyped-call]
+    except (ValueError, EOFError):
+        return None
+    whole = out.dtype == np.uint8 and out.shape == _shape(count) and out.offset + out.nbytes == size
+    return out if whole else None
+
+
+def _new(partial: Path, marks: Path, count: int) -> Array:
+    """An array and then marks that say that nothing is done: older marks would vouch for pixels that are not there."""
+    marks.unlink(missing_ok=True)
+    try:
+        out: Array = np.lib.format.open_memmap(  # type: ignore[no-untyped-call]
+            partial, mode="w+", dtype=np.uint8, shape=_shape(count)
+        )
+        _reserve(partial, out)
+        marks.write_bytes(bytes(count))
+    except OSError:
+        partial.unlink(missing_ok=True)
+        marks.unlink(missing_ok=True)
+        raise
+    return out
+
+
+def _reserve(partial: Path, out: Array) -> None:
+    if hasattr(os, "posix_fallocate"):  # macOS has none
+        with partial.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, out.offset + out.nbytes)
+
+
+def _shape(count: int) -> tuple[int, int, int, int]:
+    return count, image.SIDE, image.SIDE, 3
+
+
 def _key(paths: list[Path], remove_artifacts: bool) -> str:
     preprocessing = image.preprocessing_hash(remove_artifacts=remove_artifacts)
-    listing = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+    listing = []
+    for path in paths:
+        with _readable(path):
+            about = path.stat()
+            listing.append((str(path.resolve()), about.st_size, about.st_mtime_ns))
     return hashlib.sha256(json.dumps([preprocessing, listing]).encode()).hexdigest()[:24]
 
 
@@ -124,7 +186,8 @@ def _content_key(paths: list[Path], remove_artifacts: bool, workers: int | None,
     preprocessing = image.preprocessing_hash(remove_artifacts=remove_artifacts)
 
     def digest(path: Path) -> str:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        with _readable(path):
+            return hashlib.sha256(path.read_bytes()).hexdigest()
 
     with ThreadPoolExecutor(workers) as pool:
         digests = list(show(pool.map(digest, paths), "Comparing images with the cache", len(paths)))
@@ -142,6 +205,15 @@ def _link(link: Path, file: Path) -> None:
     if not link.exists():
         link.unlink(missing_ok=True)  # one that leads nowhere
         link.symlink_to(file.name)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turn what the file system says against a file into a StartupError that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise StartupError(f"The image {path} cannot be read: {error.strerror}.") from error
 
 
 @contextmanager

@@ -1,7 +1,9 @@
+import errno
 import os
 import signal
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -101,6 +103,8 @@ pixels.prepared([Path(path) for path in {[str(path) for path in paths]!r}], Path
 """
     killed = subprocess.run([sys.executable, "-c", code], cwd=Path(pixels.__file__).parents[1], check=False)
     assert killed.returncode == -signal.SIGKILL
+    partial = next((tmp_path / "cache").glob("*.partial.npy")).stat()
+    assert partial.st_blocks * 512 >= partial.st_size, "a full disk would end in a bus error"
     made = pixels.prepared(paths, tmp_path / "cache")
     assert len(calls) == 36 - 15
     for i, path in enumerate(paths):
@@ -112,6 +116,71 @@ def test_two_at_a_time_make_it_once(paths: list[Path], tmp_path: Path, calls: li
         first, second = pool.map(lambda _: pixels.prepared(paths, tmp_path / "cache"), range(2))
     assert np.array_equal(first[7], second[7])
     assert len(calls) == 36
+
+
+@pytest.mark.parametrize("former", [False, True])
+def test_two_at_a_time_link_to_it_once(
+    paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, former: bool
+) -> None:
+    cache = tmp_path / "cache"
+    pixels.prepared(paths, cache)
+    link = next(path for path in cache.glob("*.npy") if path.is_symlink())
+    if former:
+        link.resolve().rename(link)
+    else:
+        link.unlink()
+    symlink_to = Path.symlink_to
+
+    def slow(path: Path, target: str) -> None:
+        time.sleep(0.3)
+        symlink_to(path, target)
+
+    monkeypatch.setattr(Path, "symlink_to", slow)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: pixels.prepared(paths, cache), range(2))
+    assert np.array_equal(first[7], second[7])
+
+
+@pytest.mark.parametrize("size", [0, 50, 5_000_000])
+def test_a_partial_array_that_is_not_whole_is_made_anew(
+    paths: list[Path], tmp_path: Path, calls: list[int], size: int
+) -> None:
+    cache = tmp_path / "cache"
+    made = np.array(pixels.prepared(paths, cache))
+    file = next(path for path in cache.glob("*.npy") if not path.is_symlink())
+    partial = file.with_suffix(".partial.npy")
+    partial.write_bytes(file.read_bytes()[:size])
+    partial.with_suffix("").with_suffix(".done").write_bytes(bytes([1] * 36))
+    for path in cache.glob("prepared-*.npy"):
+        if path != partial:
+            path.unlink()
+    calls.clear()
+    assert np.array_equal(pixels.prepared(paths, cache), made)
+    assert len(calls) == 36
+
+
+def test_a_full_disk_is_told_before_anything_is_made(
+    paths: list[Path], tmp_path: Path, calls: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(StartupError, match=r"cannot take 0\.0 GB of pixels: No space left"):
+        pixels.prepared(paths, tmp_path / "cache")
+    assert not calls
+    assert {path.suffix for path in (tmp_path / "cache").iterdir()} == {".lock"}
+
+
+@pytest.mark.parametrize("fault", ["folder", "dangling link"])
+def test_a_file_that_cannot_be_read_is_named(paths: list[Path], tmp_path: Path, fault: str) -> None:
+    paths[2].unlink()
+    if fault == "folder":
+        paths[2].mkdir()
+    else:
+        paths[2].symlink_to("nowhere.jpg")
+    with pytest.raises(StartupError, match=f"{paths[2].name} cannot be read: "):
+        pixels.prepared(paths, tmp_path / "cache")
 
 
 def test_a_damaged_image_is_named(paths: list[Path], tmp_path: Path) -> None:
