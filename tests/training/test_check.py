@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from click.testing import CliRunner
 from imagehash import phash
 from PIL import Image
 
+from dermserve.errors import StartupError
 from tests.training.conftest import CODES, write
 from training import datasets, splits
 from training.check import likeness, official, tables
@@ -437,6 +439,39 @@ def test_labels_of_a_test_set_may_name_files_and_two_sets_may_share_a_name(folde
     shutil.copy(folder / "test/images/ISIC_8000001.jpg", folder / "other/test/images/ISIC_8100001.jpg")
     crossing = next(finding for finding in found(folder) if finding.code == "group_crosses")
     assert "test set other/test: ISIC_8100001; test set test: ISIC_8000001" in crossing.detail
+
+
+def test_every_two_of_three_equal_files_are_told_and_a_chain_of_pairs_settles_them(folder: Path) -> None:
+    # ISIC_0000004 validates, ISIC_0000020_downsampled trains; the first of the three has no label.
+    source = (folder / IMAGES / "ISIC_0000004.jpg").read_bytes()
+    for name in ("ISIC_0000000a", "ISIC_0000020_downsampled"):
+        (folder / IMAGES / f"{name}.jpg").write_bytes(source)
+    findings = found(folder)
+    pairs = {frozenset(Path(file).stem for file in f.files) for f in findings if f.code == "duplicate_file"}
+    assert len(pairs) == 3
+    assert "group_crosses" in {finding.code for finding in findings}
+    chain = [("ISIC_0000000a", "ISIC_0000004"), ("ISIC_0000020_downsampled", "ISIC_0000000a")]
+    write(folder / "pairs.csv", [{"image_name_1": first, "image_name_2": second} for first, second in chain])
+    assert codes(folder) == {"duplicate_known", "label_missing", "group_crosses"}
+
+
+def test_two_copies_of_a_set_are_ambiguous_as_they_are_to_training(folder: Path) -> None:
+    shutil.copytree(folder / "isic2020", folder / "again")
+    findings = [finding for finding in found(folder) if finding.severity == "error"]
+    assert [finding.code for finding in findings] == ["image_ambiguous"] * 12
+    assert findings[0].files == ("again/train/ISIC_9000000.jpg", "isic2020/train/ISIC_9000000.jpg")
+    with pytest.raises(StartupError, match="ambiguous"):
+        datasets.read(folder)
+
+
+def test_a_name_that_is_not_utf8_is_reported(folder: Path, tmp_path: Path) -> None:
+    path = Path(os.fsdecode(os.fsencode(folder / IMAGES) + b"/caf\xe9.jpg"))
+    path.write_bytes(b"")
+    for options in (["--report", str(tmp_path / "check.md")], ["--json", "--report", str(tmp_path / "check.json")]):
+        result = CliRunner().invoke(data, ["check", str(folder), *options])
+        assert isinstance(result.exception, SystemExit)
+        assert "caf\\udce9.jpg" in Path(options[-1]).read_text().replace(r"\\", "\\")
+        assert "caf\\udce9.jpg" in result.output
 
 
 def test_a_folder_without_a_readable_image_is_reported(folder: Path) -> None:

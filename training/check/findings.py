@@ -95,6 +95,11 @@ class Finding:
     severity: Severity
 
 
+def printable(name: str | Path) -> str:
+    """Text that can be written: bytes of a file name that are no UTF-8 are escaped."""
+    return str(name).encode(errors="backslashreplace").decode()
+
+
 @dataclass
 class Report:
     """Everything found below `root`. `facts` are counts of what was looked at; `allowed` codes count as notes."""
@@ -107,8 +112,9 @@ class Report:
     def add(self, code: str, files: str | Path | Iterable[str | Path], detail: str) -> None:
         """Record a finding; paths below the root are shown relative to it."""
         several = [files] if isinstance(files, str | Path) else files
+        shown = tuple(printable(self.shown(file)) for file in several)
         severity: Severity = "note" if code in self.allowed else CODES[code][0]
-        self.findings.append(Finding(code, tuple(self.shown(file) for file in several), detail, severity))
+        self.findings.append(Finding(code, shown, printable(detail), severity))
 
     def shown(self, file: str | Path) -> str:
         """A path as the report shows it."""
@@ -130,7 +136,7 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         """The report as plain values."""
         return {
-            "root": str(self.root),
+            "root": printable(self.root),
             "facts": self.facts,
             "errors": self.errors,
             "counts": {code: count for code, _, count in self.counts()},

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from training.check.findings import CODES, Finding, Report
+from training.check.findings import CODES, Finding, Report, printable
 
 _EXAMPLES = 2
 _SHOWN = 2
@@ -18,7 +18,7 @@ _COLOURS = {"error": "red", "warning": "yellow", "note": "dim"}
 def table(report: Report) -> Table:
     """Counts per code with a few examples."""
     facts = ", ".join(f"{count:,} {what}" for what, count in report.facts.items())
-    found = Table(title=f"{report.root}: {facts}", title_justify="left")
+    found = Table(title=f"{printable(report.root)}: {facts}", title_justify="left")
     for name in ("severity", "code", "count", "what it means, and for example"):
         found.add_column(name, justify="right" if name == "count" else "left")
     for code, severity, count in report.counts():
@@ -30,7 +30,7 @@ def table(report: Report) -> Table:
 
 def markdown(report: Report) -> str:
     """Every finding, by code."""
-    lines = [f"# Data check of `{report.root}`", ""]
+    lines = [f"# Data check of `{printable(report.root)}`", ""]
     lines += [f"- {count:,} {what}" for what, count in report.facts.items()]
     lines += ["", "| severity | code | count | meaning |", "|---|---|---:|---|"]
     lines += [f"| {severity} | `{code}` | {count:,} | {CODES[code][1]} |" for code, severity, count in report.counts()]

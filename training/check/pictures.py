@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -28,15 +29,13 @@ def pairs(found: Tables, chosen: dict[str, Scan], report: Report) -> list[Pair]:
     Exact duplicates pass only where a duplicates list names them, because training would weigh them twice; alike
     pictures also where they share a lesion, a patient or a group of splits.csv, because then they cannot leak.
     """
-    listed = {frozenset(pair) for pair in found.duplicates}
-    noted, rows = listed | _known(), entry_of(found)
+    lists, rows = _lists([*found.duplicates, *_known()]), entry_of(found)
     result: dict[frozenset[str], Pair] = {}
     for code, first, second in _exact(chosen):
         pair = frozenset((first, second))
         why = "the same bytes" if code == "duplicate_file" else "the same pixels"
         result[pair] = Pair(first, second, True, why)
-        reason = _marked(rows, first, second) or ("listed as duplicates" if pair in noted else "")
-        _report(report, code, chosen, result[pair], reason)
+        _report(report, code, chosen, result[pair], _marked(rows, first, second) or _listed(lists, first, second))
     names = sorted(chosen)
     thumbnails = np.stack([_thumbnail(chosen[name]) for name in names]) if names else np.zeros((0, 32, 32), np.uint8)
     for i, j, value in likeness.pairs(thumbnails):
@@ -44,7 +43,7 @@ def pairs(found: Tables, chosen: dict[str, Scan], report: Report) -> list[Pair]:
         pair = frozenset((first, second))
         if pair not in result:
             result[pair] = Pair(first, second, False, f"alike (correlation {value:.3f})")
-            reason = _marked(rows, first, second) or ("listed as duplicates" if pair in noted else "")
+            reason = _marked(rows, first, second) or _listed(lists, first, second)
             _report(report, "near_duplicate", chosen, result[pair], reason or _joined(found, rows, first, second))
     for first, second in found.duplicates:
         if first in chosen and second in chosen:
@@ -54,14 +53,14 @@ def pairs(found: Tables, chosen: dict[str, Scan], report: Report) -> list[Pair]:
 
 
 def _exact(chosen: dict[str, Scan]) -> Iterator[tuple[str, str, str]]:
-    """(code, first id, another id) for each id that repeats the picture of an earlier one."""
+    """(code, first id, another id) for every two ids of one picture: any of three may be the one without a label."""
     same: dict[str, list[str]] = defaultdict(list)
     for name in sorted(chosen):
         same[chosen[name].picture].append(name)
-    for first, *others in same.values():
-        for other in others:
-            bytes_too = chosen[first].content == chosen[other].content
-            yield "duplicate_file" if bytes_too else "duplicate_pixels", first, other
+    for names in same.values():
+        for first, second in combinations(names, 2):
+            bytes_too = chosen[first].content == chosen[second].content
+            yield "duplicate_file" if bytes_too else "duplicate_pixels", first, second
 
 
 def _report(report: Report, code: str, chosen: dict[str, Scan], pair: Pair, reason: str) -> None:
@@ -73,6 +72,19 @@ def _report(report: Report, code: str, chosen: dict[str, Scan], pair: Pair, reas
 def _marked(rows: dict[str, Entry], first: str, second: str) -> str:
     folds = {rows[name].fold for name in (first, second) if name in rows}
     return "one is marked by tfrecord −1" if MARKED_DUPLICATE in folds else ""
+
+
+def _lists(pairs: Iterable[tuple[str, str]]) -> dict[str, set[str]]:
+    """For each listed id all that the lists join it with, directly or through others, as training does."""
+    joined: dict[str, set[str]] = {}
+    for first, second in pairs:
+        both = joined.get(first, {first}) | joined.get(second, {second})
+        joined |= dict.fromkeys(both, both)
+    return joined
+
+
+def _listed(lists: dict[str, set[str]], first: str, second: str) -> str:
+    return "listed as duplicates" if second in lists.get(first, ()) else ""
 
 
 def _joined(found: Tables, rows: dict[str, Entry], first: str, second: str) -> str:
@@ -91,6 +103,6 @@ def _thumbnail(scan: Scan) -> likeness.Grey:
 
 
 @cache
-def _known() -> frozenset[frozenset[str]]:
+def _known() -> list[tuple[str, str]]:
     with _KNOWN.open(newline="") as file:
-        return frozenset(frozenset((row["image_name_1"], row["image_name_2"])) for row in csv.DictReader(file))
+        return [(row["image_name_1"], row["image_name_2"]) for row in csv.DictReader(file)]

@@ -50,6 +50,16 @@ def tables(found: Tables, report: Report) -> None:
                 report.add("label_conflict_tables", name, where)
             elif first.is_test == second.is_test:
                 report.add("labelled_twice", name, where)
+        files = sorted({entry.path for entry in _trained(entries) if entry.path})
+        if len(files) > 1:
+            report.add("image_ambiguous", files, f"each table has its own file {name}; training refuses that")
+
+
+def _trained(entries: Iterable[Entry]) -> list[Entry]:
+    """Those of one id that training makes an image of: HAM10000 gives way to ISIC 2019."""
+    usable = [entry for entry in entries if entry.leaf]
+    told = any(entry.dataset == "isic2019" for entry in usable)
+    return [entry for entry in usable if not told or entry.dataset != "ham10000"]
 
 
 def lesions(found: Tables, report: Report) -> None:
