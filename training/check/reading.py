@@ -31,6 +31,7 @@ _NAMES: Final = (
 )
 """What a table is meant to be, by its name."""
 
+_CELL: Final = re.compile(r'[^\s;,|"]+')
 _LABEL_COLUMNS: Final = {"MEL", "NV", "diagnosis", "target", "benign_malignant", "dx"}
 
 
@@ -53,11 +54,13 @@ def read(files: Iterable[Path], report: Report) -> Sheets:
             text = path.read_text(encoding="utf-8-sig")
             reader = csv.DictReader(io.StringIO(text))
             columns = set(reader.fieldnames or [])
-            rows = [{key: (value or "").strip() for key, value in row.items() if key} for row in reader]
+            found = _kind(path, columns)
+            used = reader if found else ()
+            rows = [{key: (value or "").strip() for key, value in row.items() if key} for row in used]
         except (OSError, UnicodeDecodeError, csv.Error) as error:
             report.add("table_unreadable", path, str(error))
             continue
-        found, meant = _kind(path, columns), _meant(path, columns, report.root)
+        meant = _meant(path, columns, report.root)
         if not columns or (found and not rows and not _may_be_empty(path, found, report.root)):
             report.add("table_empty", path, f"{path.stat().st_size} bytes without a row")
         elif found:
@@ -68,7 +71,7 @@ def read(files: Iterable[Path], report: Report) -> Sheets:
         else:
             report.add("table_unknown", path, "its columns are none of the known layouts'")
             if not _without_labels(path, columns):
-                sheets.unknown[path] = {plain(stem(cell)) for cell in re.split(r'[\s;,|"]+', text)}
+                sheets.unknown[path] = {plain(stem(cell)) for cell in {cell.group() for cell in _CELL.finditer(text)}}
     return sheets
 
 
