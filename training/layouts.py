@@ -6,7 +6,7 @@ import csv
 import math
 import os
 from collections import Counter, deque
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -56,6 +56,8 @@ KINDS: Final = (
     ("metadata", {"image", "lesion_id"}),
 )
 """What a table is, by the columns it has; the first that fits."""
+COLUMNS: Final = dict(reversed(KINDS))
+"""The columns of each kind, of several the first."""
 NOTHING: Final = frozenset({"", "-1", "-1.0", "nan", "na", "n/a", "none", "null", "unknown"})
 """What stands for "not known" in columns of ids, sexes and sites, in lower case."""
 
@@ -80,15 +82,18 @@ def known(text: str | None) -> str | None:
     return None if text is None or text.strip().lower() in NOTHING else text.strip()
 
 
-def files(folder: Path) -> list[Path]:
+def _unreadable(error: OSError) -> None:
+    raise StartupError(f"{error.filename} cannot be read: {error.strerror}.") from error
+
+
+def files(folder: Path, unreadable: Callable[[OSError], None] = _unreadable) -> list[Path]:
     """Every file at or below a folder, sorted; linked folders are followed, and no folder is entered twice.
 
-    Raises:
-        StartupError: a folder cannot be read.
+    `unreadable` is told of a folder that cannot be read; as it is, it raises StartupError.
     """
     found, seen, starts = list[Path](), set[str](), deque([folder])
     while starts:
-        for inside, folders, names in os.walk(starts.popleft(), onerror=_unreadable):
+        for inside, folders, names in os.walk(starts.popleft(), onerror=unreadable):
             if (real := os.path.realpath(inside)) in seen:
                 folders.clear()
                 continue
@@ -240,7 +245,3 @@ def _readable(path: Path) -> Iterator[None]:
         raise StartupError(f"{path} cannot be read: {error.strerror}.") from error
     except (UnicodeError, csv.Error) as error:
         raise StartupError(f"{path} cannot be read as CSV in UTF-8: {error}.") from error
-
-
-def _unreadable(error: OSError) -> None:
-    raise StartupError(f"{error.filename} cannot be read: {error.strerror}.") from error

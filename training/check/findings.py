@@ -62,11 +62,10 @@ CODES: Final[dict[str, tuple[Severity, str]]] = {
     "split_missing": ("error", "A labelled image without a row in splits.csv; training refuses that."),
     "split_without_label": ("warning", "A row of splits.csv whose image no table labels."),
     "split_group_differs": ("warning", "One lesion or patient with several group_ids in splits.csv."),
-    "split_unknown": ("warning", "A part other than train, val and test; its images are not used."),
+    "split_unknown": ("error", "A part other than train, val and test; training refuses the division."),
     "fold_invalid": ("error", "A tfrecord that is no whole number of −1 or more."),
     # The rest of the tables.
     "metadata_missing": ("error", "A row of the ground truth without a row in the metadata; training refuses that."),
-    "metadata_misplaced": ("error", "Metadata under a name or in a place where training does not read it."),
     "metadata_row_repeated": ("error", "Two rows of metadata disagree about one image."),
     "lesions_missing": ("error", "No metadata of a ground truth tells lesions: they could not be kept together."),
     "metadata_invalid": ("warning", "An age, sex or site that the ISIC Archive does not accept."),

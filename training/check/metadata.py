@@ -88,5 +88,5 @@ def _fault(age: str | None, sex: str | None, site: str | None) -> str:
 
 
 def _first(row: Row, columns: tuple[str, ...]) -> str | None:
-    """The value of the first of the columns; HAM10000 writes "unknown" for sexes that are not."""
-    return next((known(row[column]) for column in columns if column in row and row[column] != "unknown"), None)
+    """The value of the first of the columns that are there."""
+    return next((known(row[column]) for column in columns if column in row), None)

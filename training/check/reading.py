@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from training.check.findings import Report
-from training.layouts import KINDS, kind, plain
+from training.layouts import COLUMNS, kind, plain
 from training.truth import stem
 
 Row = dict[str, str]
@@ -43,6 +43,10 @@ class Sheets:
     kinds: dict[Path, str] = field(default_factory=dict)
     unknown: dict[Path, set[str]] = field(default_factory=dict)
 
+    def of(self, kind: str) -> list[Path]:
+        """The tables of one kind, in order."""
+        return sorted(path for path, found in self.kinds.items() if found == kind)
+
 
 def read(files: Iterable[Path], report: Report) -> Sheets:
     """Read every table among the files."""
@@ -66,7 +70,7 @@ def read(files: Iterable[Path], report: Report) -> Sheets:
         elif found:
             sheets.rows[path], sheets.kinds[path] = rows, found
         elif meant:
-            wanted = ", ".join(sorted(KINDS[meant]))
+            wanted = ", ".join(sorted(COLUMNS[meant]))
             report.add("table_incomplete", path, f"it has {', '.join(reader.fieldnames or [])}; it needs {wanted}")
         else:
             report.add("table_unknown", path, "its columns are none of the known layouts'")
@@ -94,8 +98,8 @@ def _meant(path: Path, columns: set[str], root: Path) -> str | None:
     # Other separators and capitals, too.
     have = {part.strip().casefold() for column in columns for part in re.split(r"[;\t|]", column)}
     for found in ("isic2019", "isic2020", "ham10000"):
-        missing = {column for column in KINDS[found] if column.casefold() not in have}
-        if len(missing) <= 1 and (KINDS[found] - missing) & _LABEL_COLUMNS:
+        missing = {column for column in COLUMNS[found] if column.casefold() not in have}
+        if len(missing) <= 1 and (COLUMNS[found] - missing) & _LABEL_COLUMNS:
             return found
     return None
 

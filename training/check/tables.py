@@ -99,7 +99,6 @@ def read(files: Iterable[Path], report: Report) -> Tables:
                 else:
                     seen[entry.name] = line
                     tables.entries.append(entry)
-    about.misplaced({entry.id for entry in tables.entries if entry.dataset == "isic2019"}, tables.about, sheets, report)
     return tables
 
 
@@ -124,7 +123,7 @@ def _splits(path: Path, rows: list[Row], tables: Tables, report: Report) -> None
 
 
 def _isic2019(path: Path, line: int, row: Row, tables: Tables, report: Report) -> Entry:
-    its = tables.about[path].get(plain(row["image"]), {})
+    its = tables.about.get(plain(row["image"]), {})
     entry = Entry(row["image"], path, line, "isic2019", lesion=known(its.get("lesion_id")))
     try:
         values = {code: float(row.get(code) or 0) for code in (*ISIC_2019_CODES, "UNK")}
@@ -140,7 +139,7 @@ def _isic2019(path: Path, line: int, row: Row, tables: Tables, report: Report) -
     entry.melanoma = classes[0] == "MEL"
     if entry.leaf is None:
         report.add("label_unusable", entry.name, entry.place)
-    if tables.about[path] and not its:
+    if tables.about and not its:
         report.add("metadata_missing", entry.name, f"{entry.place}: no row in any …Metadata.csv")
     return entry
 
@@ -149,7 +148,7 @@ def _isic2020(path: Path, line: int, row: Row, tables: Tables, report: Report) -
     """Also the Kaggle layouts: `tfrecord` is the fold, and ISIC 2019 in it has codes for diagnoses."""
     diagnosis = row["diagnosis"]
     year = "isic2019" if diagnosis in ISIC_2019_CODES else "isic2020"
-    lesion = known(row.get("lesion_id")) or known(tables.about[path].get(plain(row["image_name"]), {}).get("lesion_id"))
+    lesion = known(row.get("lesion_id")) or known(tables.about.get(plain(row["image_name"]), {}).get("lesion_id"))
     entry = Entry(row["image_name"], path, line, year, diagnosis, lesion=lesion, patient=known(row.get("patient_id")))
     entry.leaf = diagnosis if year == "isic2019" else ISIC_2020_DIAGNOSES.get(diagnosis)
     target = _number(row["target"])
