@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from training.report import data as report_data
 from training.report import subgroups
 from training.report.examine import TEST, VALIDATION, Found, Scored
 from training.report.subgroups import Subject
-from training.truth import read_rows, stem
+from training.truth import stem
 
 OTHER = "other"
 _SHOWN = 5
@@ -57,8 +58,9 @@ def join(
         training_images: what becomes of those that the weights were trained on.
 
     Raises:
-        StartupError: a header is wrong, an image stands twice, an image lacks its counterpart, a probability is not in
-            0…1, images were trained on, or the labels hold no melanoma or nothing else.
+        StartupError: a header or a row's number of fields is wrong, an image stands twice, an image lacks its
+            counterpart, a probability is not in 0…1, images were trained on, or the labels hold no melanoma or nothing
+            else.
     """
     scores = read_predictions(predictions)
     truth, sources = report_data.read_labels(labels)
@@ -90,21 +92,38 @@ def join(
 
 def read_predictions(path: Path) -> dict[str, float]:
     """P(melanoma) by image stem, in the file's order; see `join` for what is refused."""
-    rows = read_rows(path)
-    if tuple(rows[0]) != CSV_HEADER:
-        raise StartupError(f"{path} has the header {','.join(rows[0])}; it must be {','.join(CSV_HEADER)}.")
     scores: dict[str, float] = {}
-    for row in rows:
-        name = stem(row["filename"])
+    for line, fields in _lines(path):
+        # Read by position: an unquoted comma in a file name would else shift Malignant into Melanoma's place.
+        if len(fields) != len(CSV_HEADER):
+            raise StartupError(f"{path}: line {line} has {len(fields)} fields, not {len(CSV_HEADER)}.")
+        name, text = stem(fields[0]), fields[CSV_HEADER.index("Melanoma")]
         if name in scores:
             raise StartupError(f"{path} scores {name} more than once.")
         try:
-            scores[name] = float(row["Melanoma"])
-        except (TypeError, ValueError):
+            scores[name] = float(text)
+        except ValueError:
             scores[name] = -1.0
         if not 0 <= scores[name] <= 1:
-            raise StartupError(f"{path}: the melanoma probability of {name} is {row['Melanoma']!r}, not in 0…1.")
+            raise StartupError(f"{path}: the melanoma probability of {name} is {text!r}, not in 0…1.")
     return scores
+
+
+def _lines(path: Path) -> list[tuple[int, list[str]]]:
+    """The rows below the header with their line numbers; blank lines are passed over."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file)
+            lines = [(reader.line_num, fields) for fields in reader if fields]
+    except OSError as error:
+        raise StartupError(f"{path} cannot be read: {error.strerror}.") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise StartupError(f"{path} is no CSV file: {error}.") from error
+    if len(lines) < 2:
+        raise StartupError(f"{path} holds no rows.")
+    if tuple(lines[0][1]) != CSV_HEADER:
+        raise StartupError(f"{path} has the header {','.join(lines[0][1])}; it must be {','.join(CSV_HEADER)}.")
+    return lines[1:]
 
 
 def to_json(found: dict[str, Found], joined: Joined) -> str:

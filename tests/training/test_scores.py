@@ -122,6 +122,22 @@ def test_sources_and_people_are_told_apart(own_isic: Path, tmp_path: Path) -> No
     assert {name: figures["roc_auc"]["value"] for name, figures in again.items()} == values
 
 
+@pytest.mark.parametrize("row", [1, 3], ids=["first", "later"])
+@pytest.mark.parametrize(
+    ("change", "fields"),
+    [(("ISIC_", "left, ISIC_"), 6), ((",0,", ","), 4)],
+    ids=["an unquoted comma in the name", "a column missing"],
+)
+def test_a_row_with_shifted_values_is_refused_by_its_line(
+    run: Run, row: int, change: tuple[str, str], fields: int
+) -> None:
+    lines = run.everything.read_text().splitlines()
+    lines[row] = lines[row].replace(*change)
+    run.everything.write_text("\n".join(lines) + "\n\n")
+    with pytest.raises(DermserveError, match=f"all.csv: line {row + 1} has {fields} fields, not 5"):
+        run.evaluate(run.everything, run.isic)
+
+
 def test_plots_are_written_where_they_are_wanted(run: Run, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     folder = tmp_path / "plots"
