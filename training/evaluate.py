@@ -12,7 +12,7 @@ from scipy.optimize import minimize
 from sklearn.metrics import roc_curve
 
 from dermserve.model_card import Estimate, OperatingPoint
-from training.report.metrics import FIGURES, Bootstrap, Scores, Truth, estimate, measure
+from training.report.metrics import FIGURES, Bootstrap, Scores, Truth, measure, proportion
 
 __all__ = ["measure"]  # besides what is defined here: one module to import figures and thresholds from
 
@@ -20,16 +20,6 @@ __all__ = ["measure"]  # besides what is defined here: one module to import figu
 def roc_auc(truth: Truth, scores: Scores) -> float:
     """Area under the ROC curve; NaN where there are no positives or no negatives."""
     return FIGURES["roc_auc"].value(truth, scores)
-
-
-def sensitivity(truth: Truth, scores: Scores, threshold: float) -> float:
-    """Share of the positives with a score of at least `threshold`; NaN without positives."""
-    return float((scores[truth] >= threshold).mean()) if truth.any() else math.nan
-
-
-def specificity(truth: Truth, scores: Scores, threshold: float) -> float:
-    """Share of the negatives with a score below `threshold`; NaN without negatives."""
-    return float((scores[~truth] < threshold).mean()) if not truth.all() else math.nan
 
 
 def resamples(groups: Sequence[str], count: int, seed: int = 0) -> list[NDArray[np.int64]]:
@@ -85,17 +75,17 @@ def at_thresholds(
     bootstrap: int = 1000,
     seed: int = 0,
 ) -> dict[str, OperatingPoint]:
-    """Sensitivity and specificity that given thresholds reach on these images, with intervals. `data` names them."""
+    """Sensitivity and specificity that given thresholds reach on these images; intervals: see `metrics.proportion`.
+
+    `data` names the images.
+    """
     drawn = Bootstrap.of(groups, bootstrap, seed)
-    size = len(truth), int(truth.sum())
-    found = {}
+    found, positives = {}, int(truth.sum())
     for name, threshold in thresholds.items():
         refer = scores >= threshold
         reached: dict[str, Estimate] = {
-            "sensitivity": estimate(sensitivity(truth, scores, threshold), drawn.ratios(refer & truth, truth), *size),
-            "specificity": estimate(
-                specificity(truth, scores, threshold), drawn.ratios(~refer & ~truth, ~truth), *size
-            ),
+            "sensitivity": proportion(refer, truth, drawn, positives),
+            "specificity": proportion(~refer, ~truth, drawn, positives),
         }
         found[name] = OperatingPoint(threshold=threshold, data=data, **reached)
     return found

@@ -55,16 +55,16 @@ def test_operating_points_reach_their_sensitivity_and_no_larger_threshold_does(
     assert set(points) == {"sensitivity_95", "sensitivity_90", "balanced"}
     for name, wanted in (("sensitivity_95", 0.95), ("sensitivity_90", 0.90)):
         point = points[name]
-        assert point.sensitivity.value == evaluate.sensitivity(truth, scores, point.threshold) >= wanted
-        assert point.specificity.value == evaluate.specificity(truth, scores, point.threshold)
+        assert point.sensitivity.value == (scores[truth] >= point.threshold).mean() >= wanted
+        assert point.specificity.value == (scores[~truth] < point.threshold).mean()
         last = scores[truth & (scores >= point.threshold)].min()
-        assert evaluate.sensitivity(truth, scores, np.nextafter(last, 1)) < wanted
+        assert (scores[truth] > last).mean() < wanted
         # Away from every score: what another runtime rounds differently stays on its side.
         assert np.abs(scores - point.threshold).min() == pytest.approx((last - scores[scores < last].max()) / 2)
     at_95 = metrics.FIGURES["specificity_at_95_sensitivity"].value(truth, scores)
     assert points["sensitivity_95"].specificity.value == pytest.approx(at_95)
     youden = points["balanced"].sensitivity.value + points["balanced"].specificity.value
-    sums = [evaluate.sensitivity(truth, scores, t) + evaluate.specificity(truth, scores, t) for t in scores]
+    sums = [(scores[truth] >= t).mean() + (scores[~truth] < t).mean() for t in scores]
     assert youden == pytest.approx(max(sums))
 
 
@@ -80,9 +80,11 @@ def test_the_temperature_that_was_put_in_comes_out() -> None:
 
 
 def test_figures_without_a_meaning_are_nan() -> None:
-    scores = np.array([0.1, 0.9])
-    assert math.isnan(evaluate.roc_auc(np.array([True, True]), scores))
-    assert math.isnan(evaluate.sensitivity(np.array([False, False]), scores, 0.5))
+    scores, truth = np.array([0.1, 0.9]), np.array([True, True])
+    assert math.isnan(evaluate.roc_auc(truth, scores))
+    point = evaluate.at_thresholds(truth, scores, ["a", "b"], {"half": 0.5}, "val", bootstrap=10)["half"]
+    assert point.sensitivity.value == 0.5
+    assert math.isnan(point.specificity.value)
 
 
 def test_the_temperature_is_found_where_balanced_sampling_moved_the_prior() -> None:

@@ -98,3 +98,30 @@ def test_where_no_resample_defines_a_figure_nothing_is_known() -> None:
     figure = metrics.estimate(0.5, np.array([np.nan, np.nan]), 2, 1)
     assert (figure.low, figure.high) == (0, 1)
     assert metrics.estimate(0.5, np.array([np.nan, 0.4, 0.4]), 2, 1).low == 0.4
+
+
+@pytest.mark.parametrize(
+    ("hits", "images", "groups", "low", "high"),
+    [(10, 10, 10, 0.7225, 1), (0, 10, 10, 0, 0.2775), (10, 10, 5, 0.5655, 1), (200, 200, 200, 0.9812, 1)],
+    ids=["all of 10", "none of 10", "all of 10 in 5 groups", "all of 200"],
+)
+def test_where_all_or_none_are_hits_the_interval_still_has_a_width(
+    hits: int, images: int, groups: int, low: float, high: float
+) -> None:
+    """Among as many other images, whose groups do not count."""
+    among = np.arange(2 * images) < images
+    drawn = Bootstrap.of([f"{inside}{row % groups}" for row, inside in enumerate(among)], 200)
+    found = metrics.proportion(np.arange(2 * images) < hits, among, drawn, images)
+    assert (found.value, found.images, found.positives) == (hits / images, 2 * images, images)
+    assert (found.low, found.high) == pytest.approx((low, high), abs=1e-4)
+
+
+def test_the_interval_of_a_share_is_never_narrower_than_its_resamples(cases: Cases) -> None:
+    truth, scores, groups = cases
+    drawn = Bootstrap.of(groups, 500)
+    found = metrics.proportion(scores > 0.3, truth, drawn, 1)
+    low, high = np.percentile(drawn.ratios((scores > 0.3) & truth, truth), [2.5, 97.5])
+    assert found.low <= low < found.value < high <= found.high
+    nothing = metrics.proportion(truth, np.zeros(300, bool), drawn, 0)
+    assert np.isnan(nothing.value)
+    assert (nothing.low, nothing.high) == (0, 1)

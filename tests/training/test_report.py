@@ -1,9 +1,11 @@
+import io
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from dermserve.labels import LEAVES
 from dermserve.model_card import ModelCard
@@ -12,7 +14,7 @@ from training.report import card as report_card
 from training.report import page as report_page
 from training.report import plots
 from training.report import served as report_served
-from training.report.console import PAGE
+from training.report.console import PAGE, show_set
 from training.report.examine import VALIDATION, Examiner, Found, Scored
 from training.report.limits import MARK, with_measured
 from training.report.subgroups import Subject
@@ -89,6 +91,27 @@ def test_confusion_and_recall_count_the_leaves(images: Scored, found: dict[str, 
     assert leaves.recall["MEL"].low < 1 - missed < leaves.recall["MEL"].high
     assert leaves.balanced_accuracy.value == pytest.approx(1 - missed / 4)
     assert [row[LEAVES.index("SCC")] for row in leaves.confusion] == [0] * 9
+
+
+def test_console_and_card_give_perfect_figures_the_same_interval(images: Scored) -> None:
+    """All melanomas are referred and all moles recognised: 1.000, but not for sure."""
+    card = ModelCard.read(Settings().model_repository)
+    found = Examiner(dict.fromkeys(card.operating_points, 0.0), bootstrap=50).examine(replace(images, sources=()))
+    point = found["val"].points["sensitivity_95"]
+    leaves = found["val"].evaluation.leaves
+    assert leaves is not None
+    assert (point.sensitivity.value, point.specificity.value, leaves.recall["NV"].value) == (1, 0, 1)
+    assert point.sensitivity.low < point.sensitivity.high == 1
+    assert 0 == point.specificity.low < point.specificity.high
+    assert leaves.recall["NV"].low < leaves.recall["NV"].high == 1
+    console = Console(width=200, record=True, file=io.StringIO())
+    show_set(console, "val", found)
+    printed = console.export_text()
+    assert f"1.0000 │ {point.sensitivity.low:.4f} – 1.0000" in printed
+    assert f"1.00 ({leaves.recall['NV'].low:.2f}–1.00)" in printed
+    written = report_page.page(report_served.updated(card, found), {}, None)
+    assert f"refers 100 ({100 * point.sensitivity.low:.0f}–100)" in written
+    assert f"1.000 ({leaves.recall['NV'].low:.3f}–1.000)" in written
 
 
 def test_one_changed_label_changes_the_card_and_the_page(images: Scored, subjects: dict[str, Subject]) -> None:

@@ -90,7 +90,7 @@ def test_the_figures_in_the_card_are_those_of_the_weights(finished: Path, data: 
     truth = np.array([record.leaf == "MEL" for record in parts.validation])
     assert evaluate.roc_auc(truth, scores) == pytest.approx(card["metrics"]["val"]["roc_auc"]["value"])
     point = card["operating_points"]["sensitivity_95"]
-    reached = evaluate.sensitivity(truth, scores, point["threshold"] - 1e-6)
+    reached = (scores[truth] >= point["threshold"] - 1e-6).mean()
     assert reached == pytest.approx(point["sensitivity"]["value"])
     assert reached >= 0.95
 

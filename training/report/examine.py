@@ -13,7 +13,7 @@ from dermserve.labels import LEAVES
 from dermserve.model_card import Estimate, Evaluation, LeafResults, OperatingPoint
 from training.evaluate import at_thresholds
 from training.report import subgroups
-from training.report.metrics import FIGURES, Bootstrap, estimate, figures, measure
+from training.report.metrics import FIGURES, Bootstrap, estimate, figures, measure, proportion
 from training.report.subgroups import Subject
 
 VALIDATION: Final = "validation: not trained on, but checkpoint, calibration and thresholds were chosen on these images"
@@ -145,10 +145,9 @@ def leaf_results(
     drawn = Bootstrap.of(groups, bootstrap)
     recall, resampled = {}, []
     for index in np.flatnonzero(confusion.sum(axis=1)):
-        among, hit = targets == index, (targets == index) & (answers == index)
-        values = drawn.ratios(hit, among)
-        recall[LEAVES[index]] = estimate(float(hit.sum() / among.sum()), values, len(targets), int(among.sum()))
-        resampled.append(values)
+        among, hit = targets == index, answers == index
+        recall[LEAVES[index]] = proportion(hit, among, drawn, int(among.sum()))
+        resampled.append(drawn.ratios(hit & among, among))
     # A resample that drew none of a rare leaf's groups has no balanced accuracy over the same leaves; it is skipped.
     mean = np.mean(resampled, axis=0)
     value = float(np.mean([figure.value for figure in recall.values()]))

@@ -242,6 +242,30 @@ def estimate(value: float, resampled: Values, images: int, positives: int) -> Es
     return Estimate(value=value, low=float(low), high=float(high), images=images, positives=positives)
 
 
+def proportion(hits: NDArray[np.bool_], among: NDArray[np.bool_], drawn: Bootstrap, positives: int) -> Estimate:
+    """The share of `hits` in `among` (both [N]), with the wider bounds of two 95 % intervals.
+
+    Where all or none are hits, every resample says the same and its interval has no width, whatever the number of
+    images. Wilson's score interval has one; its n are the distinct groups in `among`, since images of one lesion or
+    patient resemble each other. NaN, from 0 to 1, where nothing is among.
+    """
+    count, hit = int(among.sum()), hits & among
+    value = float(hit.sum() / count) if count else math.nan
+    resampled = estimate(value, drawn.ratios(hit, among), len(among), positives)
+    if not count:
+        return resampled
+    low, high = wilson(value, len(np.unique(drawn.group[among])))
+    return resampled.model_copy(update={"low": min(resampled.low, low), "high": max(resampled.high, high)})
+
+
+def wilson(share: float, count: int) -> tuple[float, float]:
+    """Wilson's 95 % score interval of a share of `count` independent cases (Wilson 1927), within 0…1."""
+    z = 1.959964
+    middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z / (1 + z**2 / count) * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
 def measure(
     truth: Truth, scores: Scores, groups: Sequence[str], *, bootstrap: int = 1000, seed: int = 0
 ) -> dict[str, Estimate]:
