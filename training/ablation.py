@@ -18,13 +18,16 @@ from dermserve import artifacts as removal
 from dermserve import image
 from dermserve.errors import StartupError
 from dermserve.labels import LEAVES
+from dermserve.model_card import SeenImages
 from training import datasets, splits
 from training.artifacts import KINDS, draw
+from training.config import Config
 from training.evaluate import resamples, softmax
 from training.finish import CARD, FINAL
 from training.inference import predict
 from training.model import load_checkpoint
 from training.pixels import Pixels, ShowProgress, silent
+from training.scores import card_seen
 
 CLEAN: Final = "none"
 POINT: Final = "sensitivity_95"
@@ -33,12 +36,13 @@ _MELANOMA: Final = LEAVES.index("MEL")
 
 @dataclass(frozen=True)
 class Weights:
-    """A finished run: its network, temperature and the threshold of `POINT`."""
+    """A finished run: its network, temperature, the threshold of `POINT` and the images that it has seen."""
 
     name: str
     network: nn.Module
     temperature: float
     threshold: float
+    seen: SeenImages
     artifacts: float
     """Chance of a drawn artefact on a training image."""
 
@@ -76,28 +80,47 @@ def load(folder: Path) -> Weights:
     """A finished run folder.
 
     Raises:
-        StartupError: the folder holds no finished run.
+        StartupError: the folder holds no finished run, or one that kept no list of its images.
     """
     network, metadata = load_checkpoint(folder / FINAL)
     try:
-        card = json.loads((folder / CARD).read_text())
-        threshold = card["operating_points"][POINT]["threshold"]
+        threshold = json.loads((folder / CARD).read_text())["operating_points"][POINT]["threshold"]
     except (OSError, KeyError, ValueError) as error:
         raise StartupError(f"{folder} holds no {CARD} with the operating point {POINT}.") from error
-    drawn = float(metadata["config"].get("artifacts", 0.0))
-    return Weights(folder.name, network, float(metadata["temperature"]), threshold, drawn)
+    seen = card_seen(folder / CARD)
+    if seen is None:
+        raise StartupError(f"{folder / CARD} keeps no list of the images that these weights were trained on (`seen`).")
+    # Not validated: an older run's configuration lacks keys, and from before `artifacts` none were drawn.
+    config = Config.model_construct(**({"artifacts": 0.0} | metadata["config"]))
+    return Weights(
+        folder.resolve().name, network, float(metadata["temperature"]), threshold, seen, config.drawn_artifacts
+    )
 
 
-def validation(data: Path, count: int, seed: int) -> Validation:
-    """`count` validation images below `data`, picked by `seed`, divided as training divides them."""
+def validation(data: Path, runs: Sequence[Weights], count: int, seed: int) -> Validation:
+    """`count` images below `data`, picked by `seed` from those that are validation images of every run.
+
+    Raises:
+        StartupError: `data` cannot be read, or holds no such image.
+    """
+    found = datasets.read(data)
+    names = {record.name for record in found.records}
+    for run in runs:
+        names &= set(run.seen.fixed_on(names)) - set(run.seen.trained_on(names))
+    records = [record for record in found.records if record.name in names]
+    if not records:
+        raise StartupError(
+            f"{data} holds no validation image that {' and '.join(run.name for run in runs)} have in common. Give the "
+            "data that they were trained on, and runs with the same division."
+        )
     given = data / "splits.csv"
-    parts = splits.split(datasets.read(data), given=given if given.exists() else None, seed=0)
-    order = np.random.default_rng(seed).permutation(len(parts.validation))[:count]
-    records = [parts.validation[i] for i in sorted(order)]
+    groups = splits.split(found, given=given if given.exists() else None).groups
+    order = np.random.default_rng(seed).permutation(len(records))[:count]
+    records = [records[i] for i in sorted(order)]
     return Validation(
         [record.path for record in records],
         np.array([record.leaf == "MEL" for record in records]),
-        [parts.groups[record.name] for record in records],
+        [groups[record.name] for record in records],
     )
 
 
@@ -122,16 +145,16 @@ def measure(
     if found.truth.all() or not found.truth.any():
         raise StartupError("The ablation needs images with and without melanoma; use more images.")
     samples = resamples(found.groups, bootstrap)
-    clean: dict[tuple[str, bool], NDArray[np.float64]] = {}
+    clean: dict[tuple[int, bool], NDArray[np.float64]] = {}
     rows = []
     kinds = (CLEAN, *KINDS)
     for kind in show(kinds, "Kinds of artefact", len(kinds)):
         drawn = prepare(found, kind, seed)
         for removed in (False, True):
             pixels = np.stack([removal.remove(one) for one in drawn]) if removed else drawn
-            for run in runs:
+            for number, run in enumerate(runs):
                 scores = _scores(run, pixels)
-                before = clean.setdefault((run.name, removed), scores)
+                before = clean.setdefault((number, removed), scores)
                 rows.append(_row(run, removed, kind, truth=found.truth, before=before, after=scores, samples=samples))
     return rows
 

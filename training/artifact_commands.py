@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import click
+
+from dermserve.errors import StartupError
 
 _RUN = click.Path(exists=True, file_okay=False, path_type=Path)
 
@@ -20,9 +23,10 @@ _RUN = click.Path(exists=True, file_okay=False, path_type=Path)
 def artifacts(data: Path, runs: tuple[Path, ...], out: Path | None, count: int, seed: int) -> None:
     """Measure how far drawn hair, ink, rulers, patches, dark corners and bubbles move the melanoma probability.
 
-    Each artefact is drawn on validation images, whatever their diagnosis, and scored by each RUN with and without
-    removal: ROC-AUC, drift of the probability and changed referrals against the same images without it. Give one run
-    trained with `artifacts` in its configuration and one with `--set artifacts=0` to see what augmentation does.
+    Each artefact is drawn on images that are validation images of every RUN, whatever their diagnosis, and scored by
+    each with and without removal: ROC-AUC, drift of the probability and changed referrals against the same images
+    without it. Give one run trained with `artifacts` in its configuration and one with `--set artifacts=0` to see what
+    augmentation does.
 
     \b
     Examples:
@@ -36,8 +40,13 @@ def artifacts(data: Path, runs: tuple[Path, ...], out: Path | None, count: int, 
 
     keep_memory()
     console = Console(stderr=True)
+    names = Counter(run.resolve().name for run in runs)
+    if len(names) < len(runs):
+        raise StartupError(
+            f"Several runs are called {names.most_common(1)[0][0]}: rows and plot tell them apart by name."
+        )
     loaded = [ablation.load(run) for run in runs]
-    found = ablation.validation(data, count, seed)
+    found = ablation.validation(data, loaded, count, seed)
     with ablation_report.progress(console) as show:
         rows = ablation.measure(loaded, found, seed=seed, show=show)
     Console().print(ablation_report.table(rows))

@@ -11,25 +11,31 @@ from dermserve import artifacts as removal
 from dermserve import sample
 from dermserve.errors import StartupError
 from dermserve.labels import LEAVES
-from training import ablation, ablation_report
+from dermserve.model_card import SeenImages
+from training import ablation, ablation_report, datasets, splits
 from training.artifact_commands import artifacts
 from training.artifacts import KINDS, draw
 from training.model import create_model, save_checkpoint
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "tiny"
-    folder.mkdir()
-    metadata = {
-        "architecture": "test_efficientnet",
-        "leaves": list(LEAVES),
-        "temperature": 1.5,
-        "config": {"artifacts": 0.4},
-    }
+def finished(folder: Path, seen: SeenImages | None, **config: object) -> Path:
+    """A run folder with tiny weights."""
+    folder.mkdir(parents=True)
+    metadata = {"architecture": "test_efficientnet", "leaves": list(LEAVES), "temperature": 1.5, "config": config}
     save_checkpoint(folder / "final.pt", create_model(architecture="test_efficientnet"), metadata)
-    (folder / "card.json").write_text(json.dumps({"operating_points": {"sensitivity_95": {"threshold": 0.11}}}))
+    card = {"operating_points": {"sensitivity_95": {"threshold": 0.11}}, "seen": seen and seen.model_dump()}
+    (folder / "card.json").write_text(json.dumps(card))
     return folder
+
+
+def divided(data: Path, seed: int) -> SeenImages:
+    parts = splits.split(datasets.read(data), seed=seed, fraction=0.4)
+    return SeenImages.of((record.name for record in parts.train), (record.name for record in parts.validation))
+
+
+@pytest.fixture(scope="module")
+def run(isic: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return finished(tmp_path_factory.mktemp("runs") / "tiny", divided(isic, 0), artifacts=0.4)
 
 
 def test_a_drawn_artefact_changes_some_of_the_image_and_is_the_same_for_the_same_seed() -> None:
@@ -45,10 +51,11 @@ def test_a_drawn_artefact_changes_some_of_the_image_and_is_the_same_for_the_same
 
 
 def test_the_rows_hold_what_the_scores_say(isic: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stand-in for removal that undoes nothing but is seen: it turns every image black."""
-    found = ablation.validation(isic, 20, 0)
+    """A stand-in for removal that undoes nothing but is seen: it turns every image black. One batch: others round otherwise."""
+    weights = ablation.load(run)
+    found = ablation.validation(isic, [weights], 16, 0)
     monkeypatch.setattr(removal, "remove", np.zeros_like)
-    rows = ablation.measure([ablation.load(run)], found, bootstrap=20)
+    rows = ablation.measure([weights], found, bootstrap=20)
     assert [(row.kind, row.removed) for row in rows] == [(k, r) for k in ("none", *KINDS) for r in (False, True)]
     for row in rows:
         if row.removed:
@@ -63,7 +70,9 @@ def test_removal_is_recommended_only_by_the_rule() -> None:
     def row(kind: str, removed: bool, auc: float) -> ablation.Row:
         return ablation.Row("w", removed, kind, auc, 0, 0, 0, 0.04 if kind != "none" else 0, 0.1, 0)
 
-    weights = [ablation.Weights("w", create_model(architecture="test_efficientnet"), 1.0, 0.1, 0.3)]
+    weights = [
+        ablation.Weights("w", create_model(architecture="test_efficientnet"), 1.0, 0.1, SeenImages.of([], []), 0.3)
+    ]
     plain = [row("none", False, 0.9), row("ink", False, 0.8)]
     better = ablation_report.conclusions([*plain, row("none", True, 0.9), row("ink", True, 0.81)], weights)
     costly = ablation_report.conclusions([*plain, row("none", True, 0.899), row("ink", True, 0.85)], weights)
@@ -91,3 +100,43 @@ def test_the_command_writes_page_plot_and_figures(isic: Path, run: Path, tmp_pat
 def test_a_folder_without_a_finished_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StartupError, match="no checkpoint"):
         ablation.load(tmp_path)
+
+
+def test_no_image_is_drawn_on_that_a_run_was_trained_on(isic: Path, run: Path, tmp_path: Path) -> None:
+    """Runs of other seeds were divided otherwise; what the folder would be divided into now has no say."""
+    runs = [ablation.load(finished(tmp_path / f"seed{seed}", divided(isic, seed))) for seed in (1, 2)]
+    for some in (runs[:1], runs):
+        names = {path.stem for path in ablation.validation(isic, some, 200, 0).paths}
+        assert names
+        for weights in some:
+            assert not weights.seen.trained_on(names)
+            assert set(weights.seen.fixed_on(names)) == names
+    found = datasets.read(isic)
+    swapped = SeenImages(train=runs[0].seen.validation, validation=runs[0].seen.train)
+    with pytest.raises(StartupError, match="no validation image that seed1 and swapped have in common"):
+        ablation.validation(isic, [runs[0], ablation.load(finished(tmp_path / "swapped", swapped))], 200, 0)
+    everything = [record.name for record in found.records]
+    with pytest.raises(StartupError, match="no validation image"):
+        ablation.validation(
+            isic, [ablation.load(finished(tmp_path / "both", SeenImages.of(everything, everything)))], 9, 0
+        )
+
+
+def test_runs_that_cannot_be_told_apart_or_judged_are_refused(isic: Path, run: Path, tmp_path: Path) -> None:
+    other = finished(tmp_path / "elsewhere/tiny", divided(isic, 0))
+    result = CliRunner().invoke(artifacts, ["--data", str(isic), "--run", str(run), "--run", f"{other}/"])
+    assert isinstance(result.exception, StartupError)
+    assert "Several runs are called tiny" in str(result.exception)
+    with pytest.raises(StartupError, match=r"unlisted/card.json keeps no list of the images"):
+        ablation.load(finished(tmp_path / "unlisted", None))
+
+
+@pytest.mark.parametrize(
+    ("config", "chance"),
+    [({"artifacts": 0.3, "augmentation": "full"}, 0.3), ({"artifacts": 0.3, "augmentation": "light"}, 0), ({}, 0)],
+    ids=["full", "light draws none", "from before artefacts were drawn"],
+)
+def test_only_artefacts_that_were_drawn_are_counted(
+    config: dict[str, object], chance: float, isic: Path, tmp_path: Path
+) -> None:
+    assert ablation.load(finished(tmp_path / "run", divided(isic, 0), **config)).artifacts == chance
