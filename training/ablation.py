@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.metrics import roc_auc_score
 from torch import nn
 
 from dermserve import artifacts as removal
@@ -22,16 +22,21 @@ from dermserve.model_card import SeenImages
 from training import datasets, splits
 from training.artifacts import KINDS, draw
 from training.config import Config
-from training.evaluate import resamples, softmax
+from training.evaluate import softmax
 from training.finish import CARD, FINAL
 from training.inference import predict
 from training.model import load_checkpoint
 from training.pixels import Pixels, ShowProgress, silent
+from training.report.metrics import FIGURES, Bootstrap, Values, ranked
 from training.scores import card_seen
 
 CLEAN: Final = "none"
+DRAWN: Final = "mean of all"
 POINT: Final = "sensitivity_95"
 _MELANOMA: Final = LEAVES.index("MEL")
+
+Aucs = dict[tuple[int, bool, str], Values]
+"""ROC-AUC by run, removal and kind: first of the images as they are, then of every resample."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,8 @@ class Weights:
     seen: SeenImages
     artifacts: float
     """Chance of a drawn artefact on a training image."""
+    removes: bool
+    """Whether hair was painted over in training, and so is where these weights are served."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +72,45 @@ class Row:
     drift_median: float
     drift_95: float
     changed: float
+
+
+@dataclass(frozen=True)
+class Removal:
+    """ROC-AUC of the same images with removal minus without, with its 95 % interval (bootstrap over groups, paired).
+
+    `kind` is `CLEAN`, a kind of artefact, or `DRAWN` for the mean over the kinds of artefact.
+    """
+
+    weights: str
+    kind: str
+    auc_change: float
+    auc_change_low: float
+    auc_change_high: float
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A run trained with drawn artefacts and one without; alike in removal, and each scored as it was trained.
+
+    Drifts are means over the kinds of the median; the change is that of ROC-AUC on clean images, `drawn` minus `plain`.
+    """
+
+    drawn: str
+    plain: str
+    drift_drawn: float
+    drift_plain: float
+    auc_change: float
+    auc_change_low: float
+    auc_change_high: float
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """Everything that was measured."""
+
+    rows: list[Row]
+    removal: list[Removal]
+    pairs: list[Pair]
 
 
 @dataclass(frozen=True)
@@ -93,7 +139,13 @@ def load(folder: Path) -> Weights:
     # Not validated: an older run's configuration lacks keys, and from before `artifacts` none were drawn.
     config = Config.model_construct(**({"artifacts": 0.0} | metadata["config"]))
     return Weights(
-        folder.resolve().name, network, float(metadata["temperature"]), threshold, seen, config.drawn_artifacts
+        folder.resolve().name,
+        network,
+        float(metadata["temperature"]),
+        threshold,
+        seen,
+        config.drawn_artifacts,
+        config.remove_artifacts,
     )
 
 
@@ -140,28 +192,67 @@ def prepare(found: Validation, kind: str, seed: int) -> Pixels:
 
 def measure(
     runs: Sequence[Weights], found: Validation, *, seed: int = 0, bootstrap: int = 1000, show: ShowProgress = silent
-) -> list[Row]:
+) -> Ablation:
     """Every run with and without removal on every kind of artefact."""
     if found.truth.all() or not found.truth.any():
         raise StartupError("The ablation needs images with and without melanoma; use more images.")
-    samples = resamples(found.groups, bootstrap)
+    drawn = [np.ones((1, len(found.truth))), *Bootstrap.of(found.groups, bootstrap).weights()]
+    weights = np.concatenate(drawn)
     clean: dict[tuple[int, bool], NDArray[np.float64]] = {}
+    aucs: Aucs = {}
     rows = []
     kinds = (CLEAN, *KINDS)
     for kind in show(kinds, "Kinds of artefact", len(kinds)):
-        drawn = prepare(found, kind, seed)
+        images = prepare(found, kind, seed)
         for removed in (False, True):
-            pixels = np.stack([removal.remove(one) for one in drawn]) if removed else drawn
+            pixels = np.stack([removal.remove(one) for one in images]) if removed else images
             for number, run in enumerate(runs):
                 scores = _scores(run, pixels)
                 before = clean.setdefault((number, removed), scores)
-                rows.append(_row(run, removed, kind, truth=found.truth, before=before, after=scores, samples=samples))
-    return rows
+                aucs[number, removed, kind] = _roc_auc(found.truth, scores, weights)
+                change = aucs[number, removed, kind] - aucs[number, removed, CLEAN]
+                auc = float(aucs[number, removed, kind][0])
+                rows.append(Row(run.name, removed, kind, auc, *_interval(change), *_drift(run, before, scores)))
+    return Ablation(rows, _removal(runs, aucs), _pairs(runs, rows, aucs))
 
 
-def to_json(rows: Sequence[Row]) -> str:
-    """The rows as indented JSON."""
-    return json.dumps([asdict(row) for row in rows], indent=2) + "\n"
+def to_json(found: Ablation) -> str:
+    """`rows`, `removal` and `pairs` as indented JSON."""
+    return json.dumps(asdict(found), indent=2) + "\n"
+
+
+def _removal(runs: Sequence[Weights], aucs: Aucs) -> list[Removal]:
+    found = []
+    for number, run in enumerate(runs):
+        changes = {kind: aucs[number, True, kind] - aucs[number, False, kind] for kind in (CLEAN, *KINDS)}
+        changes[DRAWN] = np.mean([changes[kind] for kind in KINDS], axis=0)
+        found += [Removal(run.name, kind, *_interval(change)) for kind, change in changes.items()]
+    return found
+
+
+def _pairs(runs: Sequence[Weights], rows: Sequence[Row], aucs: Aucs) -> list[Pair]:
+    def drift(run: Weights) -> float:
+        mine = [row for row in rows if (row.weights, row.removed) == (run.name, run.removes)]
+        return float(np.mean([row.drift_median for row in mine if row.kind != CLEAN]))
+
+    found = []
+    for (i, drawn), (j, plain) in product(enumerate(runs), repeat=2):
+        if drawn.removes == plain.removes and drawn.artifacts > plain.artifacts == 0:
+            change = aucs[i, drawn.removes, CLEAN] - aucs[j, plain.removes, CLEAN]
+            found.append(Pair(drawn.name, plain.name, drift(drawn), drift(plain), *_interval(change)))
+    return found
+
+
+def _roc_auc(truth: NDArray[np.bool_], scores: NDArray[np.float64], weights: Values) -> Values:
+    """ROC-AUC of each resample: weights float64 [B, N] → [B]; NaN where one has no melanoma or nothing else."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return FIGURES["roc_auc"].resampled(ranked(truth, scores, weights))
+
+
+def _interval(values: Values) -> tuple[float, float, float]:
+    """The first value, and the 95 % percentile interval of the others, the resamples."""
+    low, high = np.nanpercentile(values[1:], [2.5, 97.5])
+    return float(values[0]), float(low), float(high)
 
 
 def _scores(run: Weights, pixels: Pixels) -> NDArray[np.float64]:
@@ -169,33 +260,8 @@ def _scores(run: Weights, pixels: Pixels) -> NDArray[np.float64]:
     return softmax(logits, run.temperature)[:, _MELANOMA]
 
 
-def _row(
-    run: Weights,
-    removed: bool,
-    kind: str,
-    *,
-    truth: NDArray[np.bool_],
-    before: NDArray[np.float64],
-    after: NDArray[np.float64],
-    samples: list[NDArray[np.int64]],
-) -> Row:
-    changes = [
-        roc_auc_score(truth[some], after[some]) - roc_auc_score(truth[some], before[some])
-        for some in samples
-        if truth[some].any() and not truth[some].all()
-    ]
-    low, high = np.percentile(changes, [2.5, 97.5])
+def _drift(run: Weights, before: NDArray[np.float64], after: NDArray[np.float64]) -> tuple[float, float, float]:
+    """Median and 95th percentile of |Δ P(melanoma)|, and the share of images that cross the threshold."""
     drift = np.abs(after - before)
-    auc = float(roc_auc_score(truth, after))
-    return Row(
-        weights=run.name,
-        removed=removed,
-        kind=kind,
-        auc=auc,
-        auc_change=auc - float(roc_auc_score(truth, before)),
-        auc_change_low=float(low),
-        auc_change_high=float(high),
-        drift_median=float(np.median(drift)),
-        drift_95=float(np.percentile(drift, 95)),
-        changed=float(((before >= run.threshold) != (after >= run.threshold)).mean()),
-    )
+    changed = ((before >= run.threshold) != (after >= run.threshold)).mean()
+    return float(np.median(drift)), float(np.percentile(drift, 95)), float(changed)

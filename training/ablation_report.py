@@ -14,14 +14,15 @@ from rich.progress import track
 from rich.table import Table
 
 from dermserve import sample
-from training.ablation import CLEAN, POINT, Row, Validation, Weights, to_json
+from training.ablation import CLEAN, DRAWN, POINT, Ablation, Pair, Removal, Row, Validation, Weights, to_json
 from training.artifacts import KINDS, draw
 from training.pixels import ShowProgress
 
 MOST_DRIFT: Final = 0.05
 """Largest median |Δ P(melanoma)| that a drawn artefact may cause."""
 LEAST_GAIN: Final = 0.005
-"""Removal becomes the default only if it gains at least so much mean ROC-AUC on drawn images, and loses none on clean ones."""
+"""Removal becomes the default only if it gains at least so much mean ROC-AUC on drawn images; see `defaults`."""
+_WORDS: Final = {"ruler": "a ruler", "patch": "a patch", "corners": "dark corners", "bubbles": "gel bubbles"}
 
 
 @contextmanager
@@ -44,13 +45,13 @@ def table(rows: Sequence[Row]) -> Table:
     return found
 
 
-def write(path: Path, rows: Sequence[Row], runs: Sequence[Weights], found: Validation, seed: int) -> None:
+def write(path: Path, measured: Ablation, runs: Sequence[Weights], found: Validation, seed: int) -> None:
     """Write the page `path`, and beside it `images/artifacts.png`, `images/artifacts-drawn.png` and the rows as JSON."""
     folder = path.parent / "images"
     folder.mkdir(parents=True, exist_ok=True)
     _examples().save(folder / "artifacts-drawn.png", optimize=True)
-    _plot(rows, folder / "artifacts.png")
-    (path.with_suffix(".json")).write_text(to_json(rows))
+    _plot(measured.rows, folder / "artifacts.png")
+    (path.with_suffix(".json")).write_text(to_json(measured))
     lines = [
         "# Artefacts: what they do to a score, and what led to the default",
         "",
@@ -60,60 +61,114 @@ def write(path: Path, rows: Sequence[Row], runs: Sequence[Weights], found: Valid
         "whatever their diagnosis, before decoding's frame crop. *Drift* is the absolute change of the melanoma "
         "probability of the same image, *changed* the share of images that move across the threshold of the operating "
         f"point `{POINT}` of those weights, *ΔAUC* the change of ROC-AUC against the same images without the artefact, "
-        "with a 95 % interval (paired bootstrap over lesions and patients).",
+        "with a 95 % interval (paired bootstrap over lesions and patients). None of the weights was trained on these "
+        "images. *Removal* on: hair is painted over before scoring, also for weights that were trained without it.",
         "",
         "![Every kind of artefact on drawn lesions](images/artifacts-drawn.png)",
         "",
         "The lesions in this picture are drawn as well (`dermserve sample`).",
         "",
-        "| weights | trained with drawn artefacts on |",
-        "|---|---|",
-        *(f"| `{run.name}` | {run.artifacts:.0%} of the images |" for run in runs),
+        "| weights | trained with drawn artefacts on | trained with removal |",
+        "|---|---|---|",
+        *(f"| `{run.name}` | {run.artifacts:.0%} of the images | {_yes(run.removes)} |" for run in runs),
         "",
         "![Drift by artefact](images/artifacts.png)",
         "",
         f"| {' | '.join(_COLUMNS)} |",
         f"|{'---|' * 3}{'---:|' * (len(_COLUMNS) - 3)}",
-        *(f"| {' | '.join(_cells(row))} |" for row in rows),
+        *(f"| {' | '.join(_cells(row))} |" for row in measured.rows),
+        "",
+        "What removal changes: ROC-AUC with it minus without it, on the same images.",
+        "",
+        "| weights | trained with removal | artefact | ΔAUC (95 %) |",
+        "|---|---|---|---:|",
+        *(
+            f"| {run.name} | {_yes(run.removes)} | {one.kind} | {_change(one)} |"
+            for run in runs
+            for one in measured.removal
+            if one.weights == run.name
+        ),
         "",
         "## What it says",
         "",
-        *(f"- {sentence}" for sentence in conclusions(rows, runs)),
+        *(f"- {sentence}" for sentence in conclusions(measured, runs)),
+        "",
+        defaults(measured, runs),
         "",
     ]
     path.write_text("\n".join(lines))
 
 
-def conclusions(rows: Sequence[Row], runs: Sequence[Weights]) -> list[str]:
-    """Sentences that follow from the rows by rules that were fixed before they were measured."""
-    found = []
-    for run in runs:
-        drawn = [row for row in rows if row.weights == run.name and row.kind != CLEAN]
-        plain = [row for row in drawn if not row.removed]
-        worst = max(plain, key=lambda row: row.drift_median)
-        verdict = "within" if worst.drift_median < MOST_DRIFT else "beyond"
-        found.append(
-            f"`{run.name}`: the largest median drift without removal is {worst.drift_median:.3f} ({worst.kind}), {verdict} "
-            f"the bound of {MOST_DRIFT}; the largest 95th percentile is "
-            f"{max(row.drift_95 for row in plain):.3f}, mean ROC-AUC over the drawn sets {_mean_auc(plain):.4f}."
+def conclusions(measured: Ablation, runs: Sequence[Weights]) -> list[str]:
+    """For each run how far artefacts move it and what removal changes; for each pair what drawing them changes."""
+    return [
+        *(_drift(measured.rows, run) for run in runs),
+        *(_removal(measured, run) for run in runs),
+        *(
+            f"Mean of the median drifts: {pair.drift_drawn:.4f} for `{pair.drawn}`, trained with drawn artefacts, "
+            f"{pair.drift_plain:.4f} for `{pair.plain}`, trained without; ROC-AUC on images without a drawn artefact "
+            f"differs by {_change(pair)}."
+            for pair in measured.pairs
+        ),
+    ]
+
+
+def defaults(measured: Ablation, runs: Sequence[Weights]) -> str:
+    """The defaults that follow from what was measured, by rules that were fixed before."""
+    removes = all(_removal_gains(measured, run) for run in runs)
+    found = (
+        f"**Defaults that follow.** `remove_artifacts`: {'on' if removes else 'off'}. It would be on only if for all of "
+        f"these weights removal raised the mean ROC-AUC of the drawn images by at least {LEAST_GAIN}, and the intervals "
+        "of this and of its change on images without a drawn artefact lay above 0. "
+    )
+    if not measured.pairs:
+        return found + (
+            "`artifacts` (drawing them in training): not decided here; it takes a run with and one without, alike in removal."
         )
-        gain = _mean_auc([row for row in drawn if row.removed]) - _mean_auc(plain)
-        clean = {row.removed: row.auc for row in rows if row.weights == run.name and row.kind == CLEAN}
-        keep = gain >= LEAST_GAIN and clean[True] >= clean[False]
-        found.append(
-            f"`{run.name}`: removal changes that mean by {gain:+.4f} and the ROC-AUC of images without a drawn artefact by "
-            f"{clean[True] - clean[False]:+.4f}. The rule for making it the default (at least +{LEAST_GAIN} and no loss) is "
-            f"{'met' if keep else 'not met'}."
+    draws = all(pair.drift_drawn < pair.drift_plain and pair.auc_change_high >= 0 for pair in measured.pairs)
+    return found + (
+        f"`artifacts` (drawing them in training): {'on' if draws else 'off'}. It is on if the weights trained with drawn "
+        "artefacts have the smaller mean drift and their ROC-AUC on images without one is not significantly lower."
+    )
+
+
+def _drift(rows: Sequence[Row], run: Weights) -> str:
+    """The run in the arm that it was trained for, which is the one that would be served."""
+    mine = [row for row in rows if (row.weights, row.removed) == (run.name, run.removes) and row.kind != CLEAN]
+    far = [f"{_word(row)} ({row.drift_median:.3f})" for row in mine if row.drift_median >= MOST_DRIFT]
+    near = [_word(row) for row in mine if row.drift_median < MOST_DRIFT]
+    parts = []
+    if near:
+        parts.append(
+            f"drawing {_listed(near, 'or')} moves the melanoma probability by less than {MOST_DRIFT} in the median"
         )
-    by_use = sorted(runs, key=lambda run: run.artifacts)
-    if len(runs) > 1 and by_use[0].artifacts < by_use[-1].artifacts:
-        without, with_ = (_mean_drift(rows, run) for run in (by_use[0], by_use[-1]))
-        found.append(
-            f"Mean of the median drifts without removal: {without:.4f} for `{by_use[0].name}`, trained with drawn artefacts "
-            f"on {by_use[0].artifacts:.0%} of the images, {with_:.4f} for `{by_use[-1].name}` with "
-            f"{by_use[-1].artifacts:.0%}."
-        )
-    return found
+    if far:
+        parts.append(f"the median change reaches {MOST_DRIFT} with {_listed(far, 'and')}")
+    tail = _listed([f"{_word(row)} ({row.drift_95:.3f})" for row in mine], "and")
+    return (
+        f"`{run.name}`, scored {'with' if run.removes else 'without'} removal as it was trained: {'; '.join(parts)}. "
+        f"One image in twenty moves by more than (95th percentile): {tail}."
+    )
+
+
+def _removal(measured: Ablation, run: Weights) -> str:
+    changes = _changes(measured, run)
+    return (
+        f"`{run.name}`, trained {'with' if run.removes else 'without'} removal: removal at scoring changes the mean "
+        f"ROC-AUC of the drawn images by {_change(changes[DRAWN])}, and that of images without a drawn artefact by "
+        f"{_change(changes[CLEAN])}. The rule for making it the default is "
+        f"{'met' if _removal_gains(measured, run) else 'not met'}."
+    )
+
+
+def _removal_gains(measured: Ablation, run: Weights) -> bool:
+    changes = _changes(measured, run)
+    drawn, clean = changes[DRAWN], changes[CLEAN]
+    return drawn.auc_change >= LEAST_GAIN and drawn.auc_change_low > 0 and clean.auc_change_low > 0
+
+
+def _changes(measured: Ablation, run: Weights) -> dict[str, Removal]:
+    return {one.kind: one for one in measured.removal if one.weights == run.name}
 
 
 _COLUMNS: Final = (
@@ -129,28 +184,33 @@ _COLUMNS: Final = (
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    change = f"{row.auc_change:+.4f} ({row.auc_change_low:+.4f} … {row.auc_change_high:+.4f})"
     clean = row.kind == CLEAN
     return (
         row.weights,
         "on" if row.removed else "off",
         row.kind,
         f"{row.auc:.4f}",
-        "" if clean else change,
+        "" if clean else _change(row),
         "" if clean else f"{row.drift_median:.4f}",
         "" if clean else f"{row.drift_95:.4f}",
         "" if clean else f"{row.changed:.1%}",
     )
 
 
-def _mean_auc(rows: Sequence[Row]) -> float:
-    return float(np.mean([row.auc for row in rows]))
+def _change(one: Row | Removal | Pair) -> str:
+    return f"{one.auc_change:+.4f} ({one.auc_change_low:+.4f} … {one.auc_change_high:+.4f})"
 
 
-def _mean_drift(rows: Sequence[Row], run: Weights) -> float:
-    return float(
-        np.mean([row.drift_median for row in rows if row.weights == run.name and row.kind != CLEAN and not row.removed])
-    )
+def _yes(answer: bool) -> str:
+    return "yes" if answer else "no"
+
+
+def _word(row: Row) -> str:
+    return _WORDS.get(row.kind, row.kind)
+
+
+def _listed(words: Sequence[str], last: str) -> str:
+    return f" {last} ".join(part for part in (", ".join(words[:-1]), *words[-1:]) if part)
 
 
 def _plot(rows: Sequence[Row], path: Path) -> None:

@@ -48,8 +48,10 @@ def artifacts(data: Path, runs: tuple[Path, ...], out: Path | None, count: int, 
     loaded = [ablation.load(run) for run in runs]
     found = ablation.validation(data, loaded, count, seed)
     with ablation_report.progress(console) as show:
-        rows = ablation.measure(loaded, found, seed=seed, show=show)
-    Console().print(ablation_report.table(rows))
+        measured = ablation.measure(loaded, found, seed=seed, show=show)
+    Console().print(ablation_report.table(measured.rows))
+    for sentence in (*ablation_report.conclusions(measured, loaded), ablation_report.defaults(measured, loaded)):
+        click.echo(sentence)
     if out:
-        ablation_report.write(out, rows, loaded, found, seed)
+        ablation_report.write(out, measured, loaded, found, seed)
         click.echo(f"{out} is written")

@@ -1,4 +1,4 @@
-"""Thresholds, calibration and resamples: what is fixed on validation images and how sure it is. Needs no torch."""
+"""Thresholds and calibration: what is fixed on validation images and how sure it is. Needs no torch."""
 
 from __future__ import annotations
 
@@ -20,15 +20,6 @@ __all__ = ["measure"]  # besides what is defined here: one module to import figu
 def roc_auc(truth: Truth, scores: Scores) -> float:
     """Area under the ROC curve; NaN where there are no positives or no negatives."""
     return FIGURES["roc_auc"].value(truth, scores)
-
-
-def resamples(groups: Sequence[str], count: int, seed: int = 0) -> list[NDArray[np.int64]]:
-    """The resamples of `metrics.Bootstrap` as rows: each draws as many groups as there are, with all their images."""
-    _, group = np.unique(np.asarray(groups), return_inverse=True)
-    order = np.argsort(group, kind="stable")
-    members = np.split(order, np.cumsum(np.bincount(group))[:-1])
-    rng = np.random.default_rng(seed)
-    return [np.concatenate([members[i] for i in rng.integers(len(members), size=len(members))]) for _ in range(count)]
 
 
 def threshold_for_sensitivity(truth: Truth, scores: Scores, wanted: float) -> float:

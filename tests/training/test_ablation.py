@@ -55,7 +55,8 @@ def test_the_rows_hold_what_the_scores_say(isic: Path, run: Path, monkeypatch: p
     weights = ablation.load(run)
     found = ablation.validation(isic, [weights], 16, 0)
     monkeypatch.setattr(removal, "remove", np.zeros_like)
-    rows = ablation.measure([weights], found, bootstrap=20)
+    measured = ablation.measure([weights], found, bootstrap=20)
+    rows = measured.rows
     assert [(row.kind, row.removed) for row in rows] == [(k, r) for k in ("none", *KINDS) for r in (False, True)]
     for row in rows:
         if row.removed:
@@ -64,23 +65,80 @@ def test_the_rows_hold_what_the_scores_say(isic: Path, run: Path, monkeypatch: p
             assert (row.drift_median, row.drift_95, row.auc_change, row.changed) == (0, 0, 0, 0)
     assert any(row.drift_95 > 0 for row in rows if not row.removed)
     assert all(row.drift_median <= row.drift_95 for row in rows)
+    auc = {(row.kind, row.removed): row.auc for row in rows}
+    gains = {one.kind: one for one in measured.removal}
+    assert list(gains) == ["none", *KINDS, "mean of all"]
+    for kind in ("none", *KINDS):
+        assert gains[kind].auc_change == pytest.approx(auc[kind, True] - auc[kind, False])
+        assert gains[kind].auc_change_low < gains[kind].auc_change_high
+    assert gains["mean of all"].auc_change == pytest.approx(np.mean([gains[kind].auc_change for kind in KINDS]))
 
 
-def test_removal_is_recommended_only_by_the_rule() -> None:
-    def row(kind: str, removed: bool, auc: float) -> ablation.Row:
-        return ablation.Row("w", removed, kind, auc, 0, 0, 0, 0.04 if kind != "none" else 0, 0.1, 0)
+def weights(name: str, drawn: float = 0.3, removes: bool = False) -> ablation.Weights:
+    network = create_model(architecture="test_efficientnet")
+    return ablation.Weights(name, network, 1.0, 0.1, SeenImages.of([], []), drawn, removes)
 
-    weights = [
-        ablation.Weights("w", create_model(architecture="test_efficientnet"), 1.0, 0.1, SeenImages.of([], []), 0.3)
+
+def rows(name: str, **drift: float) -> list[ablation.Row]:
+    """Each kind's median drift where it was not removed; with removal nothing moves."""
+    return [
+        ablation.Row(name, removed, kind, 0.8, 0, 0, 0, median * (not removed), 2 * median * (not removed), 0)
+        for kind, median in drift.items()
+        for removed in (False, True)
     ]
-    plain = [row("none", False, 0.9), row("ink", False, 0.8)]
-    better = ablation_report.conclusions([*plain, row("none", True, 0.9), row("ink", True, 0.81)], weights)
-    costly = ablation_report.conclusions([*plain, row("none", True, 0.899), row("ink", True, 0.85)], weights)
-    idle = ablation_report.conclusions([*plain, row("none", True, 0.9), row("ink", True, 0.804)], weights)
-    assert "is met" in better[1]
-    assert "is not met" in costly[1]
-    assert "is not met" in idle[1]
-    assert "within the bound" in better[0]
+
+
+def removals(name: str, clean: tuple[float, float, float], drawn: tuple[float, float, float]) -> list[ablation.Removal]:
+    return [ablation.Removal(name, "none", *clean), ablation.Removal(name, "mean of all", *drawn)]
+
+
+@pytest.mark.parametrize(
+    ("clean", "drawn", "default"),
+    [
+        ((0.01, 0.001, 0.02), (0.01, 0.001, 0.02), "on"),
+        ((0.01, -0.001, 0.02), (0.01, 0.001, 0.02), "off"),
+        ((0.01, 0.001, 0.02), (0.01, -0.001, 0.02), "off"),
+        ((0.01, 0.001, 0.02), (0.004, 0.001, 0.02), "off"),
+    ],
+    ids=["gains", "clean images may lose", "drawn images may lose", "too little"],
+)
+def test_removal_is_a_default_only_if_it_surely_gains_for_every_run(
+    clean: tuple[float, float, float], drawn: tuple[float, float, float], default: str
+) -> None:
+    gains = ((0.02, 0.01, 0.03), (0.02, 0.01, 0.03))
+    measured = ablation.Ablation(
+        rows("a", ink=0.01) + rows("b", ink=0.01), removals("a", *gains) + removals("b", clean, drawn), []
+    )
+    runs = [weights("a"), weights("b")]
+    assert f"`remove_artifacts`: {default}." in ablation_report.defaults(measured, runs)
+    assert "`artifacts` (drawing them in training): not decided" in ablation_report.defaults(measured, runs)
+    said = " ".join(ablation_report.conclusions(measured, runs))
+    assert f"{clean[0]:+.4f} ({clean[1]:+.4f} … {clean[2]:+.4f})" in said
+    assert said.count("default is met") == 1 + (default == "on")
+
+
+@pytest.mark.parametrize(
+    ("drifts", "high", "default"),
+    [((0.01, 0.02), 0.001, "on"), ((0.02, 0.01), 0.001, "off"), ((0.01, 0.02), -0.001, "off")],
+    ids=["drifts less", "drifts more", "drifts less and ranks worse"],
+)
+def test_drawing_artefacts_is_a_default_if_it_helps_and_costs_nothing(
+    drifts: tuple[float, float], high: float, default: str
+) -> None:
+    gains = removals("a", (0, 0, 0), (0, 0, 0))
+    measured = ablation.Ablation(rows("a", ink=0.01), gains, [ablation.Pair("a", "b", *drifts, -0.01, -0.02, high)])
+    assert f"in training): {default}." in ablation_report.defaults(measured, [weights("a")])
+
+
+def test_it_is_said_how_far_each_artefact_moves_the_weights_as_they_were_trained() -> None:
+    found = rows("a", ink=0.01, hair=0.02, corners=0.06) + rows("b", ink=0.5)
+    gains = removals("a", (0, 0, 0), (0, 0, 0)) + removals("b", (0, 0, 0), (0, 0, 0))
+    said = ablation_report.conclusions(ablation.Ablation(found, gains, []), [weights("a"), weights("b", removes=True)])
+    assert "`a`, scored without removal" in said[0]
+    assert "drawing ink or hair moves the melanoma probability by less than 0.05 in the median" in said[0]
+    assert "the median change reaches 0.05 with dark corners (0.060)" in said[0]
+    assert "ink (0.020), hair (0.040) and dark corners (0.120)" in said[0]
+    assert "`b`, scored with removal as it was trained: drawing ink moves" in said[1]
 
 
 def test_the_command_writes_page_plot_and_figures(isic: Path, run: Path, tmp_path: Path) -> None:
@@ -89,10 +147,13 @@ def test_the_command_writes_page_plot_and_figures(isic: Path, run: Path, tmp_pat
     result = CliRunner().invoke(artifacts, ["--data", str(isic), "--run", str(run), "--count", "20", "--out", str(out)])
     assert result.exit_code == 0, result.output
     page, figures = out.read_text(), json.loads(out.with_suffix(".json").read_text())
-    assert len(figures) == 2 * (1 + len(KINDS))
-    ink = next(row for row in figures if row["kind"] == "ink" and not row["removed"])
+    assert len(figures["rows"]) == 2 * (1 + len(KINDS))
+    ink = next(row for row in figures["rows"] if row["kind"] == "ink" and not row["removed"])
     assert f"| tiny | off | ink | {ink['auc']:.4f} |" in page
-    assert "40%" in page
+    assert "| `tiny` | 40% of the images | no |" in page
+    for sentence in ("`remove_artifacts`: off", "`artifacts` (drawing them in training): not decided"):
+        assert sentence in page
+        assert sentence in result.output
     for name in ("artifacts.png", "artifacts-drawn.png"):
         assert (tmp_path / "docs/images" / name).read_bytes().startswith(b"\x89PNG")
 

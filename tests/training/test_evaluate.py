@@ -38,15 +38,6 @@ def test_images_of_one_lesion_widen_the_interval() -> None:
     assert grouped.high - grouped.low > 2 * (alone.high - alone.low)
 
 
-def test_a_resample_takes_whole_groups() -> None:
-    groups = ["a", "b", "a", "c", "b", "a"]
-    for sample in evaluate.resamples(groups, 20):
-        counts = np.bincount(sample, minlength=6)
-        assert counts[0] == counts[2] == counts[5]
-        assert counts[1] == counts[4]
-        assert counts[0] + counts[1] + counts[3] == 3
-
-
 def test_operating_points_reach_their_sensitivity_and_no_larger_threshold_does(
     cases: tuple[NDArray[np.bool_], NDArray[np.float64]],
 ) -> None:
