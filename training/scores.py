@@ -16,7 +16,7 @@ from dermserve.labels import CSV_HEADER
 from dermserve.model_card import OperatingPoint, SeenImages
 from training.report import data as report_data
 from training.report import subgroups
-from training.report.examine import TEST, VALIDATION, Found, Scored
+from training.report.examine import TEST, UNKNOWN, VALIDATION, Found, Scored
 from training.report.subgroups import Subject
 from training.truth import stem
 
@@ -186,8 +186,7 @@ def _unseen(
 ) -> tuple[list[str], str, list[str]]:
     """The images to measure, what they were to the weights, and notes; see `join`."""
     if seen is None:
-        role = "unknown: the card keeps no list of the images that these weights were trained on"
-        return names, role, ["Whether these images were trained on is unknown: the card keeps no list of them."]
+        return names, UNKNOWN, ["Whether these images were trained on is unknown: the card keeps no list of them."]
     trained, fixed = seen.trained_on(names), set(seen.fixed_on(names))
     if trained and training_images == "refuse":
         raise StartupError(

@@ -177,6 +177,13 @@ def test_a_folder_must_hold_the_validation_images_of_the_weights_and_no_test_ima
         shutil.copy(isic / "isic2020/train/ISIC_9000000.jpg", own / f"late-test/NEW_{number}.jpg")
     write(own / "late-test/labels.csv", [{"image": "NEW_1", "melanoma": 1}, {"image": "NEW_2", "melanoma": 0}])
     assert [labelled.name for labelled in report_data.read(own, 0, seen)] == ["val", "late-test"]
+    assert [labelled.role.split(":")[0] for labelled in report_data.read(own, 0, seen)] == ["validation", "test"]
+    assert [labelled.role.split(":")[0] for labelled in report_data.read(own, 0, None)] == ["unknown", "unknown"]
     used = SeenImages.of([*run.train, "NEW_2"], run.validation)
     with pytest.raises(DermserveError, match="1 images of the test set late-test were used in training"):
         report_data.read(own, 0, used)
+    name = next(name for name in run.train if name.endswith("_downsampled")).removesuffix("_downsampled")
+    (own / "late-test/NEW_2.jpg").rename(own / f"late-test/{name}.jpg")
+    write(own / "late-test/labels.csv", [{"image": "NEW_1", "melanoma": 1}, {"image": name, "melanoma": 0}])
+    with pytest.raises(DermserveError, match=f"1 images of the test set late-test .* for example {name}"):
+        report_data.read(own, 0, None)

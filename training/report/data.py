@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,10 @@ from numpy.typing import NDArray
 
 from dermserve.errors import StartupError
 from dermserve.labels import LEAVES
-from dermserve.model_card import SeenImages
+from dermserve.model_card import SeenImages, image_id
 from training import datasets, splits, truth
 from training.datasets import Record
-from training.report.examine import TEST, VALIDATION, Scored
+from training.report.examine import TEST, UNKNOWN, VALIDATION, Scored
 from training.truth import Labels, TestSet
 
 MELANOMA = LEAVES.index("MEL")
@@ -85,7 +86,8 @@ def read(root: Path, seed: int, seen: SeenImages | None) -> list[LabelledSet]:
     Args:
         root: as for training.
         seed: of the training run; it and a `splits.csv` decide which are the validation images where `seen` is None.
-        seen: the images that the weights have seen, where the card knows.
+        seen: the images that the weights have seen, where the card knows. Where it does not, all sets have an unknown
+            role, and every labelled image of `root` counts as one that was trained on.
 
     Raises:
         StartupError: the folder cannot be read, lacks validation images of these weights, or a test set holds images
@@ -95,21 +97,27 @@ def read(root: Path, seed: int, seen: SeenImages | None) -> list[LabelledSet]:
     parts = _split(found, root, seed)
     tests = [test_set(test) for test in truth.find_test_sets(root) if len(set(test.labels.melanoma.values())) == 2]
     if seen is None:
-        return [validation_set(parts.validation, parts.groups), *tests]
+        labelled = {image_id(record.name) for record in found.records}
+        _refuse(tests, [[name for name in test.names if image_id(name) in labelled] for test in tests])
+        return [replace(one, role=UNKNOWN) for one in (validation_set(parts.validation, parts.groups), *tests)]
     fixed = set(seen.fixed_on(record.name for record in found.records))
     if len(fixed) != seen.fixed_count:
         raise StartupError(
             f"{root} holds {len(fixed):,} of the {seen.fixed_count:,} validation images of these weights. Give the data "
             "that they were trained on."
         )
-    for test in tests:
-        shared = [*seen.trained_on(test.names), *seen.fixed_on(test.names)]
+    _refuse(tests, [[*seen.trained_on(test.names), *seen.fixed_on(test.names)] for test in tests])
+    return [validation_set([record for record in found.records if record.name in fixed], parts.groups), *tests]
+
+
+def _refuse(tests: Sequence[LabelledSet], used: Sequence[Sequence[str]]) -> None:
+    """Refuse the first test set some of whose images were `used`."""
+    for test, shared in zip(tests, used, strict=True):
         if shared:
             raise StartupError(
                 f"{len(shared):,} images of the test set {test.name} were used in training, for example {shared[0]}: "
                 "its figures would say nothing about new images."
             )
-    return [validation_set([record for record in found.records if record.name in fixed], parts.groups), *tests]
 
 
 def read_labels(path: Path, seed: int = 0) -> tuple[Labels, dict[str, str]]:

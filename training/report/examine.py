@@ -18,6 +18,7 @@ from training.report.subgroups import Subject
 
 VALIDATION: Final = "validation: not trained on, but checkpoint, calibration and thresholds were chosen on these images"
 TEST: Final = "test: none of these image ids was trained on, and nothing was chosen on these images"
+UNKNOWN: Final = "unknown: the card keeps no list of the images that these weights were trained on"
 NO_PARTIAL_AUC: Final = "The partial AUC is not measured: isic-challenge-scoring is not installed (extra `training`)."
 
 
