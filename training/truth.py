@@ -43,8 +43,8 @@ def stem(filename: str) -> str:
 def read_labels(path: Path) -> Labels:
     """Read `image,melanoma`, ISIC 2019's ground truth (`image,MEL,…`) or ISIC 2020's `image_name,…,target`.
 
-    Groups for the intervals come from a column `group_id`, `lesion_id` or `patient_id`, or from ISIC 2019's
-    `…Metadata.csv` beside the file.
+    Groups for the intervals come from the columns `group_id`, `lesion_id` and `patient_id`, where there are several
+    joined; or from ISIC 2019's `…Metadata.csv` beside the file.
 
     Raises:
         StartupError: the file is missing or empty, its columns are not known, an image stands in it twice, or a value
@@ -57,8 +57,8 @@ def read_labels(path: Path) -> Labels:
         wanted = " or ".join(",".join(pair) for pair in _COLUMNS)
         raise StartupError(f"{path} has the columns {','.join(columns)}; it needs {wanted}.")
     image, value = pair
-    group = next((column for column in _GROUPS if column in columns), None)
-    lesions = _lesions_beside(path) if group is None else {}
+    grouping = [column for column in _GROUPS if column in columns]
+    lesions = {} if grouping else _lesions_beside(path)
     melanoma: dict[str, bool] = {}
     groups: dict[str, str] = {}
     seen = set[str]()
@@ -68,7 +68,9 @@ def read_labels(path: Path) -> Labels:
             raise StartupError(f"{path} labels {name} more than once.")
         seen.add(plain(name))
         melanoma[name] = binary(row[value], f"the label of {name}", path)
-        groups[name] = (known(row[group]) if group else lesions.get(plain(name))) or name
+        groups[name] = (known(row[grouping[0]]) if grouping else lesions.get(plain(name))) or name
+    if len(grouping) > 1:
+        groups = _joined({stem(row[image]): [row[column] for column in grouping] for row in table})
     return Labels(melanoma, groups)
 
 
@@ -106,6 +108,23 @@ def _test_set(table: Path, name: str) -> TestSet:
     paths = {image: find(image, images) for image in labels.melanoma}
     refuse([image for image, path in paths.items() if path is None], "have no image file", table)
     return TestSet(name, [path for path in paths.values() if path], labels)
+
+
+def _joined(ids: dict[str, list[str]]) -> dict[str, str]:
+    """Images that share an id in any column, also by way of others, as one group named after its first image."""
+    parent: dict[object, object] = {}
+
+    def root(node: object) -> object:
+        while parent.setdefault(node, node) != node:
+            node = parent[node]
+        return node
+
+    for name, row in ids.items():
+        for key in enumerate(row):
+            if known(key[1]):
+                parent[root(name)] = root(key)
+    first: dict[object, str] = {}
+    return {name: first.setdefault(root(name), name) for name in sorted(ids)}
 
 
 def _lesions_beside(path: Path) -> dict[str, str]:

@@ -1,8 +1,10 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from tests.training.conftest import write
+from training import truth
 from training.report import subgroups
 from training.report.subgroups import Subject
 
@@ -50,3 +52,33 @@ def test_a_subgroup_needs_ten_of_each() -> None:
     assert subgroups.too_small(np.arange(100) < 9)
     assert subgroups.too_small(np.arange(100) < 91)
     assert not subgroups.too_small(np.arange(100) < 10)
+
+
+@pytest.mark.parametrize(
+    ("columns", "rows", "together"),
+    [
+        (("lesion_id",), [("L1",), ("L1",), ("",), ("",)], ["AB", "C", "D"]),
+        (("patient_id",), [("P1",), ("-1",), ("P1",), ("-1",)], ["AC", "B", "D"]),
+        (("lesion_id", "patient_id"), [("L1", "P1"), ("L2", "P1"), ("L2", ""), ("", "-1")], ["ABC", "D"]),
+        (("lesion_id", "patient_id"), [("7", "8"), ("8", "7"), ("", "-1"), ("", "-1")], ["A", "B", "C", "D"]),
+        (
+            ("group_id", "patient_id", "lesion_id"),
+            [("G", "P1", ""), ("", "P2", "L"), ("G", "", "L"), ("H", "", "")],
+            ["ABC", "D"],
+        ),
+    ],
+    ids=["lesion", "patient", "lesions of one patient", "ids of other columns", "three columns"],
+)
+def test_images_that_share_a_lesion_or_a_patient_are_resampled_together(
+    columns: tuple[str, ...], rows: list[tuple[str, ...]], together: list[str], tmp_path: Path
+) -> None:
+    table: list[dict[str, object]] = [
+        {"image": name, "melanoma": 0} | dict(zip(columns, row, strict=True))
+        for name, row in zip("ABCD", rows, strict=True)
+    ]
+    for order in (table, table[::-1]):
+        groups = truth.read_labels(write(tmp_path / "labels.csv", order)).groups
+        found: dict[str, str] = {}
+        for name, group in sorted(groups.items()):
+            found[group] = found.get(group, "") + name
+        assert sorted(found.values()) == together
