@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dermserve.errors import StartupError
-from training.layouts import LABELS, binary, find, index, known, plain, refuse, rows, tables
+from training.layouts import LABELS, binary, few, find, index, known, plain, refuse, rows, tables
+
+VALIDATION_NAME = "val"
+"""What the validation images are called among the data sets of a card."""
 
 _IMAGES = (".jpg", ".jpeg", ".png", ".dcm", ".dicom")
 _COLUMNS = (("image", "melanoma"), ("image", "MEL"), ("image_name", "target"))
@@ -89,17 +92,24 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 def find_test_sets(root: Path) -> list[TestSet]:
     """Test sets below `root`: folders with a `labels.csv` (`image,melanoma`).
 
-    Each is named after its folder; where several have that name, by the path from `root`.
+    Each is named after its folder; where several have that name, by the path from `root` with dashes.
 
     Raises:
-        StartupError: a labelled image is missing or ambiguous.
+        StartupError: a labelled image is missing or ambiguous, or a set is called as the validation images are.
     """
     found = [path for path in tables(root) if path.name.lower() == LABELS]
+    for path in found:
+        if path.parent.name == VALIDATION_NAME:
+            raise StartupError(f"{path.parent} holds a test set, and the validation images are called so: rename it.")
     times = Counter(path.parent.name for path in found)
-    return [
-        _test_set(path, name if times[name := path.parent.name] == 1 else path.parent.relative_to(root).as_posix())
+    # A slash in a name stands for one of a set's sources everywhere else.
+    names = [
+        path.parent.name if times[path.parent.name] == 1 else "-".join(path.parent.relative_to(root).parts)
         for path in found
     ]
+    if len(set(names)) < len(names):
+        raise StartupError(f"Two test sets below {root} would have one name, of {few(names)}: rename a folder.")
+    return [_test_set(path, name) for path, name in zip(found, names, strict=True)]
 
 
 def _test_set(table: Path, name: str) -> TestSet:

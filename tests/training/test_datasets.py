@@ -283,9 +283,13 @@ def test_test_sets_of_one_folder_name_and_files_of_one_stem_are_told_apart(tmp_p
     write(tmp_path / "other/LABELS.CSV", [{"image": "X_2.jpg", "melanoma": 0}])
     (tmp_path / "other/X_2.JPG").touch()
     tests = truth.find_test_sets(tmp_path)
-    assert [test.name for test in tests] == ["a/test", "b/test", "other"]
+    assert [test.name for test in tests] == ["a-test", "b-test", "other"]
     assert [test.paths[0].name for test in tests] == ["X_1_downsampled.jpg", "X_1_downsampled.jpg", "X_2.JPG"]
     assert tests[0].labels.groups == {"X_1": "X_1"}
+    (tmp_path / "other").rename(tmp_path / "val")
+    with pytest.raises(StartupError, match="the validation images are called so"):
+        truth.find_test_sets(tmp_path)
+    (tmp_path / "val").rename(tmp_path / "other")
     (tmp_path / "other/X_2.png").touch()
     with pytest.raises(StartupError, match="X_2 is ambiguous"):
         truth.find_test_sets(tmp_path)

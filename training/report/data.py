@@ -15,10 +15,9 @@ from dermserve.model_card import SeenImages, image_id
 from training import datasets, splits, truth
 from training.datasets import Record
 from training.report.examine import TEST, UNKNOWN, VALIDATION, Scored
-from training.truth import Labels, TestSet
+from training.truth import VALIDATION_NAME, Labels, TestSet
 
 MELANOMA = LEAVES.index("MEL")
-VALIDATION_NAME = "val"
 _SPLIT = "splits.csv"
 
 

@@ -35,7 +35,8 @@ def _head(card: ModelCard) -> str:
 
 This page and the figures in `model_repository/classifier/1/model_card.json` are written together by
 `dermserve evaluate --write-card`; edit neither. Figures stand with their 95 % intervals, from resampling lesions or
-patients with all their images. Measured: {card.measured or "not recorded"}.
+patients with all their images; for shares (sensitivity, specificity, recall) the wider of these and Wilson's for as many
+groups. Measured: {card.measured or "not recorded"}.
 
 | | |
 |---|---|

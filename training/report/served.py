@@ -19,6 +19,7 @@ from dermserve.errors import ImageError, InferenceUnavailable, Overloaded, Start
 from dermserve.image import prepare
 from dermserve.labels import COLUMNS, CSV_HEADER, LEAVES
 from dermserve.model_card import ONNX_PATH, ModelCard
+from training import truth
 from training.report import data as report_data
 from training.report import subgroups
 from training.report.data import LabelledSet
@@ -72,7 +73,7 @@ def measure(
 
 def updated(card: ModelCard, found: dict[str, Found]) -> ModelCard:
     """The card with the figures of `found` in place of all earlier ones."""
-    reached = found[report_data.VALIDATION_NAME].points
+    reached = found[truth.VALIDATION_NAME].points
     return card.model_copy(
         update={
             "metrics": {name: one.metrics for name, one in found.items()},
