@@ -156,5 +156,5 @@ def test_prepare_takes_every_test_set_and_says_what_no_part_uses(own_isic: Path,
     assert done.exit_code == 0, done.output
     assert "3 labelled images are used for neither part of splits.csv" in done.output
     assert "training and validation: 113 images" in done.output
-    assert "test set a/test: 1 images" in done.output
-    assert "test set b/test: 2 images" in done.output
+    assert "test set a-test: 1 images" in done.output
+    assert "test set b-test: 2 images" in done.output
