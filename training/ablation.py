@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -34,6 +34,7 @@ CLEAN: Final = "none"
 DRAWN: Final = "mean of all"
 POINT: Final = "sensitivity_95"
 _MELANOMA: Final = LEAVES.index("MEL")
+_NO_EFFECT: Final = ("bootstrap", "wandb", "wandb_images", "checkpoint_minutes", "threads", "workers")
 
 Aucs = dict[tuple[int, bool, str], Values]
 """ROC-AUC by run, removal and kind: first of the images as they are, then of every resample."""
@@ -52,6 +53,10 @@ class Weights:
     """Chance of a drawn artefact on a training image."""
     removes: bool
     """Whether hair was painted over in training, and so is where these weights are served."""
+    trained: str = ""
+    """How and on which images it was trained, besides drawn artefacts: runs that are equal here can be compared."""
+    passes: str = ""
+    """The training images, how often they were passed and at which sizes, for people."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,7 @@ class Removal:
 
 @dataclass(frozen=True)
 class Pair:
-    """A run trained with drawn artefacts and one without; alike in removal, and each scored as it was trained.
+    """A run trained with drawn artefacts and one without; equal in all else, and each scored as it was trained.
 
     Drifts are means over the kinds of the median; the change is that of ROC-AUC on clean images, `drawn` minus `plain`.
     """
@@ -130,7 +135,9 @@ def load(folder: Path) -> Weights:
     """
     network, metadata = load_checkpoint(folder / FINAL)
     try:
-        threshold = json.loads((folder / CARD).read_text())["operating_points"][POINT]["threshold"]
+        card = json.loads((folder / CARD).read_text())
+        threshold = card["operating_points"][POINT]["threshold"]
+        images, epochs = card["training"]["images"]["train"], card["training"]["epochs"]
     except (OSError, KeyError, ValueError) as error:
         raise StartupError(f"{folder} holds no {CARD} with the operating point {POINT}.") from error
     seen = card_seen(folder / CARD)
@@ -138,6 +145,8 @@ def load(folder: Path) -> Weights:
         raise StartupError(f"{folder / CARD} keeps no list of the images that these weights were trained on (`seen`).")
     # Not validated: an older run's configuration lacks keys, and from before `artifacts` none were drawn.
     config = Config.model_construct(**({"artifacts": 0.0} | metadata["config"]))
+    sizes = ", ".join(str(stage["resolution"]) for stage in metadata["config"]["stages"])
+    passes = f"{images:,} images × {epochs:.3g} at {sizes} px"
     return Weights(
         folder.resolve().name,
         network,
@@ -146,7 +155,15 @@ def load(folder: Path) -> Weights:
         seen,
         config.drawn_artifacts,
         config.remove_artifacts,
+        _rest(metadata["config"], seen),
+        passes,
     )
+
+
+def _rest(config: dict[str, Any], seen: SeenImages) -> str:
+    """What two runs must share for their difference to be that of drawn artefacts."""
+    others = {key: value for key, value in config.items() if key not in {"artifacts", *_NO_EFFECT}}
+    return json.dumps([others, seen.train], sort_keys=True)
 
 
 def validation(data: Path, runs: Sequence[Weights], count: int, seed: int) -> Validation:
@@ -237,7 +254,7 @@ def _pairs(runs: Sequence[Weights], rows: Sequence[Row], aucs: Aucs) -> list[Pai
 
     found = []
     for (i, drawn), (j, plain) in product(enumerate(runs), repeat=2):
-        if drawn.removes == plain.removes and drawn.artifacts > plain.artifacts == 0:
+        if drawn.trained == plain.trained and drawn.artifacts > plain.artifacts == 0:
             change = aucs[i, drawn.removes, CLEAN] - aucs[j, plain.removes, CLEAN]
             found.append(Pair(drawn.name, plain.name, drift(drawn), drift(plain), *_interval(change)))
     return found

@@ -49,7 +49,7 @@ def write(path: Path, measured: Ablation, runs: Sequence[Weights], found: Valida
     """Write the page `path`, and beside it `images/artifacts.png`, `images/artifacts-drawn.png` and the rows as JSON."""
     folder = path.parent / "images"
     folder.mkdir(parents=True, exist_ok=True)
-    _examples().save(folder / "artifacts-drawn.png", optimize=True)
+    _examples().quantize(256).save(folder / "artifacts-drawn.png", optimize=True)
     _plot(measured.rows, folder / "artifacts.png")
     (path.with_suffix(".json")).write_text(to_json(measured))
     lines = [
@@ -68,9 +68,9 @@ def write(path: Path, measured: Ablation, runs: Sequence[Weights], found: Valida
         "",
         "The lesions in this picture are drawn as well (`dermserve sample`).",
         "",
-        "| weights | trained with drawn artefacts on | trained with removal |",
-        "|---|---|---|",
-        *(f"| `{run.name}` | {run.artifacts:.0%} of the images | {_yes(run.removes)} |" for run in runs),
+        "| weights | trained on | with drawn artefacts on | with removal |",
+        "|---|---|---|---|",
+        *(f"| `{run.name}` | {run.passes} | {run.artifacts:.0%} of the images | {_yes(run.removes)} |" for run in runs),
         "",
         "![Drift by artefact](images/artifacts.png)",
         "",
@@ -123,7 +123,7 @@ def defaults(measured: Ablation, runs: Sequence[Weights]) -> str:
     )
     if not measured.pairs:
         return found + (
-            "`artifacts` (drawing them in training): not decided here; it takes a run with and one without, alike in removal."
+            "`artifacts` (drawing them in training): not decided here; it takes a run with and one without, equal in all else."
         )
     draws = all(pair.drift_drawn < pair.drift_plain and pair.auc_change_high >= 0 for pair in measured.pairs)
     return found + (

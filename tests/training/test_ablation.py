@@ -21,9 +21,18 @@ from training.model import create_model, save_checkpoint
 def finished(folder: Path, seen: SeenImages | None, **config: object) -> Path:
     """A run folder with tiny weights."""
     folder.mkdir(parents=True)
-    metadata = {"architecture": "test_efficientnet", "leaves": list(LEAVES), "temperature": 1.5, "config": config}
+    metadata = {
+        "architecture": "test_efficientnet",
+        "leaves": list(LEAVES),
+        "temperature": 1.5,
+        "config": {"stages": [{"resolution": 32}]} | config,
+    }
     save_checkpoint(folder / "final.pt", create_model(architecture="test_efficientnet"), metadata)
-    card = {"operating_points": {"sensitivity_95": {"threshold": 0.11}}, "seen": seen and seen.model_dump()}
+    card = {
+        "operating_points": {"sensitivity_95": {"threshold": 0.11}},
+        "seen": seen and seen.model_dump(),
+        "training": {"images": {"train": 12}, "epochs": 1.5},
+    }
     (folder / "card.json").write_text(json.dumps(card))
     return folder
 
@@ -36,6 +45,15 @@ def divided(data: Path, seed: int) -> SeenImages:
 @pytest.fixture(scope="module")
 def run(isic: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return finished(tmp_path_factory.mktemp("runs") / "tiny", divided(isic, 0), artifacts=0.4)
+
+
+def test_only_runs_that_differ_in_nothing_else_are_a_pair(isic: Path, tmp_path: Path) -> None:
+    seen, other = divided(isic, 0), divided(isic, 1)
+    drawn = ablation.load(finished(tmp_path / "drawn", seen, artifacts=0.4, lr=1e-3, bootstrap=10))
+    plain = ablation.load(finished(tmp_path / "plain", seen, artifacts=0.0, lr=1e-3, bootstrap=20))
+    assert drawn.trained == plain.trained
+    for name, images, rate in (("images", other, 1e-3), ("rate", seen, 1e-4)):
+        assert ablation.load(finished(tmp_path / name, images, artifacts=0.0, lr=rate)).trained != drawn.trained
 
 
 def test_a_drawn_artefact_changes_some_of_the_image_and_is_the_same_for_the_same_seed() -> None:
@@ -150,7 +168,7 @@ def test_the_command_writes_page_plot_and_figures(isic: Path, run: Path, tmp_pat
     assert len(figures["rows"]) == 2 * (1 + len(KINDS))
     ink = next(row for row in figures["rows"] if row["kind"] == "ink" and not row["removed"])
     assert f"| tiny | off | ink | {ink['auc']:.4f} |" in page
-    assert "| `tiny` | 40% of the images | no |" in page
+    assert "| `tiny` | 12 images × 1.5 at 32 px | 40% of the images | no |" in page
     for sentence in ("`remove_artifacts`: off", "`artifacts` (drawing them in training): not decided"):
         assert sentence in page
         assert sentence in result.output
