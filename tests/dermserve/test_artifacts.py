@@ -64,3 +64,11 @@ def test_prepare_removes_on_request_and_the_hash_tells() -> None:
     assert not np.array_equal(removed.pixels, usual.pixels)
     assert removed.region == usual.region
     assert image.preprocessing_hash(remove_artifacts=True) != image.preprocessing_hash()
+
+
+def test_hair_in_a_corner_is_removed_to_its_end() -> None:
+    skin = np.full((300, 300, 3), 190, np.uint8)
+    crossed = skin.copy()
+    for row in range(120):
+        crossed[row, max(0, row - 1) : row + 2] = 30
+    assert np.array_equal(artifacts.remove(crossed), skin)

@@ -52,8 +52,15 @@ def test_only_runs_that_differ_in_nothing_else_are_a_pair(isic: Path, tmp_path: 
     drawn = ablation.load(finished(tmp_path / "drawn", seen, artifacts=0.4, lr=1e-3, bootstrap=10))
     plain = ablation.load(finished(tmp_path / "plain", seen, artifacts=0.0, lr=1e-3, bootstrap=20))
     assert drawn.trained == plain.trained
-    for name, images, rate in (("images", other, 1e-3), ("rate", seen, 1e-4)):
-        assert ablation.load(finished(tmp_path / name, images, artifacts=0.0, lr=rate)).trained != drawn.trained
+    others = [
+        ablation.load(finished(tmp_path / name, images, artifacts=0.0, lr=rate))
+        for name, images, rate in (("images", other, 1e-3), ("rate", seen, 1e-4))
+    ]
+    assert all(run.trained != drawn.trained for run in others)
+    runs = [drawn, plain, *others]
+    found = ablation.validation(isic, [drawn, plain], 16, 0)
+    pairs = ablation.measure(runs, found, bootstrap=20).pairs
+    assert [(pair.drawn, pair.plain) for pair in pairs] == [("drawn", "plain")]
 
 
 def test_a_drawn_artefact_changes_some_of_the_image_and_is_the_same_for_the_same_seed() -> None:
