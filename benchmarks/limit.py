@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openvino
 from numpy.typing import NDArray
 
-from dermserve.errors import StartupError
+from dermserve import engine
 from dermserve.image import prepare
 from dermserve.model_card import ONNX_PATH, sha256
 
@@ -42,30 +41,27 @@ def measure(repository: Path, pictures: Sequence[bytes], *, instances: int, seco
     Raises:
         StartupError: the model repository holds no ONNX file.
     """
-    path = repository / ONNX_PATH
-    if not path.exists():
-        raise StartupError(f"There is no model at {path}: run `dermserve export` first.")
-    models = [_compile(path) for _ in range(instances)]
+    models = [engine.load(repository) for _ in range(instances)]
     prepared = [prepare(picture).pixels[None] for picture in pictures]
     for model in models:  # one after the other: first calls made at once from two threads have hung
-        model.infer([prepared[0]])
+        model.infer(prepared[0])
 
     def decode(_instance: int, turn: int) -> None:
         prepare(pictures[turn % len(pictures)])
 
     def infer(instance: int, turn: int) -> None:
-        models[instance].infer([prepared[turn % len(prepared)]], share_inputs=True)
+        models[instance].infer(prepared[turn % len(prepared)])
 
     def both(instance: int, turn: int) -> None:
         pixels: NDArray[np.uint8] = prepare(pictures[turn % len(pictures)]).pixels[None]
-        models[instance].infer([pixels], share_inputs=True)
+        models[instance].infer(pixels)
 
     return Limit(
         prepare_one_thread=rate(decode, 1, seconds),
         model=rate(infer, instances, seconds),
         together=rate(both, instances, seconds),
         instances=instances,
-        model_sha256=sha256(path),
+        model_sha256=sha256(repository / ONNX_PATH),
     )
 
 
@@ -84,15 +80,3 @@ def rate(work: Callable[[int, int], None], threads: int, seconds: float) -> floa
     with ThreadPoolExecutor(threads) as pool:
         done = sum(pool.map(run, range(threads)))
     return done / (time.perf_counter() - start)
-
-
-def _compile(path: Path) -> Any:
-    # The settings of model_repository/classifier/1/model.py; one compiled model each, as each instance has its own.
-    core = openvino.Core()
-    settings = {
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_NUM_THREADS": 1,
-        "ENABLE_CPU_PINNING": False,
-        "INFERENCE_PRECISION_HINT": "f32",
-    }
-    return core.compile_model(core.read_model(path), "CPU", settings).create_infer_request()
