@@ -18,6 +18,7 @@ from dermserve.errors import StartupError
 
 CARD_PATH = Path("classifier/1/model_card.json")
 ONNX_PATH = Path("classifier/1/model.onnx")
+INT8_PATH = Path("classifier/1/model.int8.xml")
 _DIGEST_BYTES: Final = 5  # among 60,000 training images, a new one is taken for one of them once in 18 million
 
 
@@ -139,6 +140,43 @@ def _unpack(packed: str) -> set[bytes]:
     return {known[start : start + _DIGEST_BYTES] for start in range(0, len(known), _DIGEST_BYTES)}
 
 
+class Parity(_Part):
+    """Differences of an engine's answers from its reference's on the same images.
+
+    Probabilities are 0…1. `rank_agreement` is Spearman's correlation of P(melanoma). Where the images have labels, the
+    changes of ROC-AUC and of each operating point's sensitivity and specificity (engine − reference, 0…1) are told; where
+    the card has an abstention threshold, the share of images on its other side.
+    """
+
+    images: int
+    source: str
+    largest: float
+    mean: float
+    largest_cam: float
+    rank_agreement: float | None = None
+    auc: float | None = None
+    auc_change: float | None = None
+    sensitivity_change: dict[str, float] = {}
+    specificity_change: dict[str, float] = {}
+    abstention_change: float | None = None
+
+
+class EngineRecord(_Part):
+    """What an export made of the ONNX file for one target, and how it passed the parity gate.
+
+    `sha256` is the file's; `weights_sha256` that of the OpenVINO IR's second file. `refused` says why the precision that
+    was tried first was not taken, and holds its parity in `tried`.
+    """
+
+    precision: str
+    sha256: str
+    weights_sha256: str | None = None
+    parity: dict[str, Parity] = {}
+    made_with: str = ""
+    refused: str = ""
+    tried: dict[str, Parity] = {}
+
+
 class ModelCard(_Part):
     """One trained model. `metrics` maps a data set to a metric's name to its estimate; the page /about shows them.
 
@@ -170,6 +208,7 @@ class ModelCard(_Part):
     quality: Measured = Measured()
     ood: Measured = Measured()
     export: dict[str, Any] = {}
+    engines: dict[str, EngineRecord] = Field({}, description="By target of `dermserve export`.")
 
     @classmethod
     def read(cls, repository: Path) -> ModelCard:

@@ -32,6 +32,17 @@ def novelty(statistics: int = 25, components: int = 8) -> dict[str, torch.Tensor
     }  # fmt: skip
 
 
+def card_content() -> dict[str, Any]:
+    """A model card's content as training leaves it."""
+    point = {"threshold": 0.1, "sensitivity": estimate(0.95), "specificity": estimate(0.5), "data": "none"}
+    return {
+        "name": "melanoma", "version": "0.0.0", "created_at": "2026-01-01T00:00:00+00:00", "architecture": ARCHITECTURE,
+        "leaves": list(LEAVES), "input_size": 300, "preprocessing": preprocessing_hash(), "temperature": TEMPERATURE,
+        "operating_points": {"sensitivity_95": point}, "metrics": {},
+        "ood": {"measured": True, "thresholds": {"ood": 1.0}}, "training": {}, "data": [], "limits": ["random"],
+    }  # fmt: skip
+
+
 @pytest.fixture(scope="session")
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run as training leaves it, with random weights that make the nine leaves differ visibly."""
@@ -46,12 +57,5 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "preprocessing": preprocessing_hash(), "temperature": TEMPERATURE, "config": {},
     }  # fmt: skip
     save_checkpoint(folder / "final.pt", network, metadata | {"ood": novelty()})
-    point = {"threshold": 0.1, "sensitivity": estimate(0.95), "specificity": estimate(0.5), "data": "none"}
-    card = {
-        "name": "melanoma", "version": "0.0.0", "created_at": "2026-01-01T00:00:00+00:00", "architecture": ARCHITECTURE,
-        "leaves": list(LEAVES), "input_size": 300, "preprocessing": preprocessing_hash(), "temperature": TEMPERATURE,
-        "operating_points": {"sensitivity_95": point}, "metrics": {},
-        "ood": {"measured": True, "thresholds": {"ood": 1.0}}, "training": {}, "data": [], "limits": ["random"],
-    }  # fmt: skip
-    (folder / "card.json").write_text(json.dumps(card))
+    (folder / "card.json").write_text(json.dumps(card_content()))
     return folder

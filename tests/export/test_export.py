@@ -16,7 +16,6 @@ from dermserve.errors import StartupError
 from dermserve.image import prepare
 from dermserve.labels import LEAVES, QUALITY_FLAGS
 from dermserve.model_card import CARD_PATH, ONNX_PATH, ModelCard, sha256
-from export import parity
 from export.commands import export
 from export.onnx import OUTPUTS, ServedModel
 from tests.export.conftest import TEMPERATURE
@@ -119,13 +118,22 @@ def test_the_card_names_these_weights_and_the_parity_found(repository: Path) -> 
     assert card.export["parity"]["largest"] < 1e-4
 
 
-def test_parity_sees_a_wrong_graph_and_stops_the_export(run_folder: Path, repository: Path, pixels: np.ndarray) -> None:
-    network, _ = load_checkpoint(run_folder / "final.pt")
-    colder = ServedModel(network, TEMPERATURE * 1.2).eval()
-    found = parity.measure(colder, repository / ONNX_PATH, list(pixels), "test")
-    assert found.largest > parity.LARGEST_DIFFERENCE
-    with pytest.raises(StartupError, match="repository was left as it was"):
-        parity.require(found)
+def test_parity_sees_a_wrong_graph_and_stops_the_export(
+    run_folder: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from export import run as exporting
+
+    def colder(network: torch.nn.Module, temperature: float, novelty: dict[str, torch.Tensor] | None) -> ServedModel:
+        model = ServedModel(network, temperature, novelty)
+        changed = ServedModel(network, temperature * 1.2, novelty).eval()
+        model.forward_of_torch = changed
+        return model
+
+    monkeypatch.setattr(exporting, "ServedModel", colder)
+    monkeypatch.setattr(exporting, "_torch", lambda model, real=exporting._torch: real(model.forward_of_torch))
+    done = failing(run_folder, repository)
+    assert isinstance(done.exception, StartupError)
+    assert "repository was left as it was" in done.exception.detail
 
 
 def failing(run: Path, repository: Path) -> Result:
