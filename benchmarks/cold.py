@@ -5,32 +5,16 @@ It starts the very command that a person starts, with a state folder and ports o
 
 from __future__ import annotations
 
-import http.client
-import os
-import shutil
-import socket
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from benchmarks import target
 from benchmarks.images import drawn, endless
-from dermserve.errors import StartupError
-
-_PATIENCE_S = 180.0
-_POLL_S = 0.05
-_STOP_S = 30.0
-_PORTS = ("PORT", "TRITON_GRPC_PORT", "TRITON_HTTP_PORT", "TRITON_METRICS_PORT", "DICOM_PORT")
-# Settings that would make the stack use somebody else's parts, or ask for TLS.
-_ELSEWHERE = ("DERMSERVE_DATABASE_URL", "DERMSERVE_TRITON_URL", "DERMSERVE_PUBLIC_URL")
+from benchmarks.stack import Stack, memory, starting
 
 
 @dataclass(frozen=True)
@@ -64,11 +48,10 @@ def measure(*, starts: int, predictions: int) -> list[Start]:
         StartupError: the stack ended, or did not become ready in time.
     """
     pictures = endless(drawn(8))
-    with ExitStack() as stack:
-        state = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dermserve-cold-")))
+    with tempfile.TemporaryDirectory(prefix="dermserve-cold-") as state:
         key, found = "", []
         for _ in range(starts):
-            key, start = _start_once(state, key, pictures, predictions)
+            key, start = _start_once(Path(state), key, pictures, predictions)
             found.append(start)
         return found
 
@@ -89,32 +72,24 @@ def problems(starts: Sequence[Start], *, max_seconds: float, max_gib: float) -> 
 
 
 def _start_once(state: Path, key: str, pictures: Iterator[bytes], predictions: int) -> tuple[str, Start]:
-    ports = free_ports(len(_PORTS))
-    environment = {name: value for name, value in os.environ.items() if name not in _ELSEWHERE}
-    environment |= {f"DERMSERVE_{name}": str(port) for name, port in zip(_PORTS, ports, strict=True)}
-    environment |= {"DERMSERVE_STATE_DIR": str(state), "DERMSERVE_HOST": "127.0.0.1"}
     began = time.perf_counter()
-    with _serving(environment, state) as serve:
-        _until_ready(serve, ports[0], state)
+    with starting(state) as stack:
+        stack.until_ready()
         ready_s = time.perf_counter() - began
         key_s = 0.0
-        if not key:
-            key = _create_key(environment)
+        if key:
+            stack.api_key = key
+        else:
+            key = stack.create_key()
             key_s = time.perf_counter() - began - ready_s
-        faults = int(_predict(ports[0], key, next(pictures)) is not None)
+        faults = int(_predict(stack, next(pictures)) is not None)
         first_prediction_s = time.perf_counter() - began
-        faults += sum(_predict(ports[0], key, next(pictures)) is not None for _ in range(predictions - 1))
-        members = processes_of(serve.pid, state)
+        faults += sum(_predict(stack, next(pictures)) is not None for _ in range(predictions - 1))
+        members = stack.processes()
         rss, pss = memory(members)
         stopping = time.perf_counter()
-        serve.terminate()
-        with suppress(subprocess.TimeoutExpired):  # the process itself then counts as left behind
-            serve.wait(_STOP_S)
+        left = stack.stop()
         stopped_s = time.perf_counter() - stopping
-        left = alive(members)
-        for process in left:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
     start = Start(
         ready_s, key_s, first_prediction_s, predictions, faults,
         rss / 2**30, pss / 2**30, len(members), stopped_s, len(left),
@@ -122,131 +97,7 @@ def _start_once(state: Path, key: str, pictures: Iterator[bytes], predictions: i
     return key, start
 
 
-@contextmanager
-def _serving(environment: dict[str, str], state: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """The running `dermserve serve`; whatever it started is gone on the way out, however that comes about."""
-    with (state / "serve.log").open("ab") as log:
-        serve = subprocess.Popen(_dermserve("serve"), env=environment, stdout=log, stderr=log)
-        try:
-            yield serve
-        finally:
-            members = processes_of(serve.pid, state)
-            if serve.poll() is None:
-                serve.terminate()
-                with suppress(subprocess.TimeoutExpired):
-                    serve.wait(_STOP_S)
-            for process in alive(members):
-                with suppress(psutil.NoSuchProcess):
-                    process.kill()
-            serve.wait()
-
-
-def _dermserve(*arguments: str) -> list[str]:
-    """The command line of this environment, whether or not it is on PATH."""
-    command = Path(sys.executable).with_name("dermserve")
-    found = str(command) if command.exists() else shutil.which("dermserve")
-    if found is None:
-        raise StartupError("The `dermserve` command is not installed in this environment.")
-    return [found, *arguments]
-
-
-def _until_ready(serve: subprocess.Popen[bytes], port: int, state: Path) -> None:
-    end = time.perf_counter() + _PATIENCE_S
-    while time.perf_counter() < end:
-        if serve.poll() is not None:
-            raise StartupError(f"`dermserve serve` ended with status {serve.returncode}:\n{_last_lines(state)}")
-        try:
-            if _request(port, "GET", "/readyz")[0] == 200:
-                return
-        except OSError:
-            pass  # not listening yet
-        time.sleep(_POLL_S)
-    raise StartupError(f"`dermserve serve` was not ready after {_PATIENCE_S:.0f} s:\n{_last_lines(state)}")
-
-
-def _last_lines(state: Path) -> str:
-    return "\n".join((state / "serve.log").read_text(errors="replace").splitlines()[-15:])
-
-
-def _create_key(environment: dict[str, str]) -> str:
-    made = subprocess.run(
-        _dermserve("admin", "create-api-key", "--name", "cold start"),
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=_PATIENCE_S,
-        check=False,
-    )
-    if made.returncode != 0:
-        raise StartupError(f"`dermserve admin create-api-key` failed: {made.stderr.strip()[-500:]}")
-    return made.stdout.split()[-1]
-
-
-def _predict(port: int, key: str, picture: bytes) -> str | None:
-    headers = {"Content-Type": "image/jpeg", "Authorization": f"Bearer {key}"}
-    status, body = _request(port, "POST", "/v1/predictions", picture, headers)
+def _predict(stack: Stack, picture: bytes) -> str | None:
+    headers = {"Content-Type": "image/jpeg", "Authorization": f"Bearer {stack.api_key}"}
+    status, body = stack.request("POST", "/v1/predictions", picture, headers)
     return target.fault(status, body, picture)
-
-
-def _request(
-    port: int, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
-) -> tuple[int, bytes]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-    try:
-        connection.request(method, path, body, headers or {})
-        response = connection.getresponse()
-        return response.status, response.read()
-    except http.client.HTTPException:
-        return 0, b""
-    finally:
-        connection.close()
-
-
-def free_ports(count: int) -> list[int]:
-    """`count` different TCP ports on loopback that nobody listened on a moment ago."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:  # all bound before the first is closed: no port comes twice
-            one.bind(("127.0.0.1", 0))
-        return [int(one.getsockname()[1]) for one in sockets]
-
-
-def processes_of(pid: int, state: Path) -> list[psutil.Process]:
-    """The process `pid`, all below it, and any other that works inside the state folder, such as a detached server."""
-    found: dict[int, psutil.Process] = {}
-    try:
-        root = psutil.Process(pid)
-        found = {process.pid: process for process in (root, *root.children(recursive=True))}
-    except psutil.NoSuchProcess:
-        pass
-    inside = state.resolve()
-    for process in psutil.process_iter():
-        try:
-            if Path(process.cwd()).is_relative_to(inside):
-                found[process.pid] = process
-        except (psutil.Error, OSError):
-            continue  # gone meanwhile, or another user's
-    return list(found.values())
-
-
-def alive(processes: Sequence[psutil.Process]) -> list[psutil.Process]:
-    """Those that still run. A zombie does not: it holds nothing, and who reaps it is up to the system."""
-    found = []
-    for process in processes:
-        with suppress(psutil.NoSuchProcess):
-            if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-    return found
-
-
-def memory(processes: Sequence[psutil.Process]) -> tuple[int, int]:
-    """Resident and proportional set size in bytes, summed over the processes that still run."""
-    rss = pss = 0
-    for process in processes:
-        try:
-            full = process.memory_full_info()
-        except psutil.Error:
-            continue
-        rss += full.rss
-        pss += full.pss
-    return rss, pss
