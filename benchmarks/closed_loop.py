@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any, NamedTuple
 
 from benchmarks import report
@@ -38,6 +40,7 @@ class Window:
             that a server which stalls cannot hide it.
         faults: what went wrong, and how often.
         client_cores: user and system time of the generator's process per second of the window.
+        began: `time.perf_counter()` at its start, which on Linux all processes of a machine share.
     """
 
     answered: int
@@ -46,6 +49,11 @@ class Window:
     ms: tuple[float, ...]
     faults: dict[str, int] = field(default_factory=dict)
     client_cores: float = 0.0
+    began: float = 0.0
+
+    @property
+    def ended(self) -> float:
+        return self.began + self.seconds
 
     @property
     def per_second(self) -> float:
@@ -80,6 +88,7 @@ def drive(
     seconds: float,
     warm_up_s: float = 2.0,
     images_per_call: int = 1,
+    pause_s: float = 0.0,
 ) -> Window:
     """Send from `senders` threads of a spawned process for `seconds`, after a warm-up that counts for nothing.
 
@@ -92,13 +101,15 @@ def drive(
         seconds: length of the window.
         warm_up_s: how long they send before it begins.
         images_per_call: how many images one item of `pictures` holds.
+        pause_s: mean of an exponential pause between an answer and the next call, as a person makes it.
 
     Raises:
         StartupError: a sender could not connect, or the process died.
     """
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         try:
-            return pool.submit(_generate, connect, pictures, (senders, seconds, warm_up_s), images_per_call).result()
+            plan = _Plan(senders, seconds, warm_up_s, images_per_call, pause_s)
+            return pool.submit(_generate, connect, pictures, plan).result()
         except BrokenProcessPool as error:
             raise StartupError("The load generator's process died.") from error
 
@@ -109,13 +120,34 @@ class _Call(NamedTuple):
     fault: str | None
 
 
-def _generate(
-    connect: Callable[[], Send], pictures: Iterator[Any], plan: tuple[int, float, float], images_per_call: int
-) -> Window:
-    senders = plan[0]
-    clock = _Clock(*plan)
-    with ThreadPoolExecutor(senders) as pool:
-        running = [pool.submit(_keep_sending, connect, pictures, clock) for _ in range(senders)]
+def pooled(windows: Sequence[Window]) -> Window:
+    """Several windows as one: what was counted is summed, latencies are put together, client cores averaged."""
+    faults: Counter[str] = Counter()
+    for window in windows:
+        faults.update(window.faults)
+    return Window(
+        answered=sum(window.answered for window in windows),
+        failed=sum(window.failed for window in windows),
+        seconds=sum(window.seconds for window in windows),
+        ms=tuple(ms for window in windows for ms in window.ms),
+        faults=dict(faults),
+        client_cores=fmean(window.client_cores for window in windows),
+        began=windows[0].began,
+    )
+
+
+class _Plan(NamedTuple):
+    senders: int
+    seconds: float
+    warm_up_s: float
+    images_per_call: int
+    pause_s: float
+
+
+def _generate(connect: Callable[[], Send], pictures: Iterator[Any], plan: _Plan) -> Window:
+    clock = _Clock(plan.senders, plan.seconds, plan.warm_up_s)
+    with ThreadPoolExecutor(plan.senders) as pool:
+        running = [pool.submit(_keep_sending, connect, pictures, clock, plan.pause_s) for _ in range(plan.senders)]
         try:
             cores = clock.watch()
         except threading.BrokenBarrierError:
@@ -124,7 +156,7 @@ def _generate(
     told = [error for error in errors if not isinstance(error, threading.BrokenBarrierError)]
     if told:
         raise StartupError(f"A sender could not connect: {told[0]}") from told[0]
-    return _window([call for one in running for call in one.result()], clock, cores, images_per_call)
+    return _window([call for one in running for call in one.result()], clock, cores, plan.images_per_call)
 
 
 class _Clock:
@@ -160,7 +192,7 @@ def _cpu_seconds() -> float:
     return spent.user + spent.system
 
 
-def _keep_sending(connect: Callable[[], Send], pictures: Iterator[Any], clock: _Clock) -> list[_Call]:
+def _keep_sending(connect: Callable[[], Send], pictures: Iterator[Any], clock: _Clock, pause_s: float) -> list[_Call]:
     try:
         send = connect()
     except BaseException:
@@ -177,6 +209,8 @@ def _keep_sending(connect: Callable[[], Send], pictures: Iterator[Any], clock: _
         calls.append(_Call(began, time.perf_counter(), fault))
         if fault is not None:
             time.sleep(_AFTER_A_FAULT_S)
+        elif pause_s:
+            time.sleep(random.expovariate(1 / pause_s))
     return calls
 
 
@@ -190,4 +224,5 @@ def _window(calls: list[_Call], clock: _Clock, cores: float, images_per_call: in
         ms=tuple((call.ended - call.began) * 1e3 for call in right if call.began >= clock.start),
         faults=dict(faults.most_common(_FAULTS_TOLD)),
         client_cores=cores,
+        began=clock.start,
     )

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import click
 
-from benchmarks import report
+from benchmarks import options, report, served_commands
 from dermserve.errors import StartupError
-from dermserve.settings import Settings
 
 _OUT = click.option(
     "--out",
@@ -27,30 +26,48 @@ def bench() -> None:
     Examples:
       dermserve bench limit
       dermserve bench cold
-      dermserve bench load --url http://127.0.0.1:8000 --users 8 --seconds 60
+      dermserve bench serve --rounds 5
     """
 
 
-@bench.command()
-@click.option("--instances", type=click.IntRange(1, 256), help="Model instances of one thread each.  [default: cores]")
-@click.option("--seconds", default=10.0, show_default=True, type=click.FloatRange(0.1, 600), help="For each figure.")
-@_OUT
-def limit(instances: int | None, seconds: float, out: Path) -> None:
-    """Images per second in one process, without a server: the ceiling for everything served from this machine."""
-    import os
+for _command in (served_commands.serve, served_commands.transport, served_commands.lane):
+    bench.add_command(_command)
 
-    from benchmarks.images import drawn
-    from benchmarks.limit import measure
+
+@bench.command()
+@options.seconds(3.0)
+@options.common
+def limit(*, seconds: float, plan: options.Plan) -> None:
+    """Images per second without a server: the ceiling for everything served from this machine.
+
+    Decoding and the network on one worker of one thread for each core, as threads and as processes, in batches of
+    1, 2, 4, 8; all are reported, the best one is the ceiling. Decoding alone is the ceiling of `bench transport`.
+
+    \b
+    Example:
+      dermserve bench limit --images lesions/ --rounds 5
+    """
+    from benchmarks import limit as limits
+    from benchmarks import plots
+    from dermserve.model_card import ONNX_PATH, sha256
+    from dermserve.settings import Settings
 
     on = report.machine()
-    found = measure(
-        Settings().model_repository,
-        drawn(16),
-        instances=instances or len(os.sched_getaffinity(0)),
-        seconds=seconds,
-    ).as_rows()
-    report.show("In-process limit (images/s)", {name: found[name] for name in found if name != "model_sha256"})
-    click.echo(f"written: {report.write(out / 'limit.json', found, on)}")
+    repository = Settings().model_repository
+    with report.progress(plan.rounds * (len(limits.ARRANGEMENTS) + 2 * len(limits.KINDS))) as announce:
+        found = limits.measure(
+            plan.files, repository, seconds=plan.window(seconds), rounds=plan.rounds, announce=announce
+        )
+    rows = found.as_rows()
+    report.show_all(f"In-process limit (images/s), {plan.source}, {plan.rounds} rounds", rows)
+    click.echo(f"ceiling: {found.ceiling:.1f} images/s ({found.best})")
+    decode = rows[f"decode alone, {found.best_decoder}"]["median"]
+    figures = {
+        **plan.as_rows(), "ceiling": round(found.ceiling, 2), "best": str(found.best), "decode": decode,
+        "workers": limits.cores(), "model_sha256": sha256(repository / ONNX_PATH), "rows": rows,
+    }  # fmt: skip
+    plots.limit(plan.out / "limit.png", rows, on)
+    report.conclude("limit", figures, [], on, plan.out)
 
 
 @bench.command()

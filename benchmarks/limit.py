@@ -1,82 +1,214 @@
-"""The most that this machine can do: the served functions in one process, without any server around them.
+"""The most that this machine can do: the served functions without any server around them.
 
-What `dermserve serve` reaches is read as a share of this limit. It uses the functions and the settings of the
-embedded server: `dermserve.image.prepare`, and the committed ONNX file on OpenVINO in FP32, one thread per instance.
+What `dermserve serve` reaches is read as a share of this limit. It runs what the embedded server runs,
+`dermserve.image.prepare` and the network of `dermserve.engine`, on one worker of one thread for each core, in every
+arrangement worth trying: threads of one process or a process each, and batches of 1, 2, 4, 8. The best one counts.
 """
 
 from __future__ import annotations
 
+import itertools
+import multiprocessing
+import os
+import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from statistics import median
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dermserve import engine
 from dermserve.image import prepare
-from dermserve.model_card import ONNX_PATH, sha256
+
+BATCHES = (1, 2, 4, 8)
+Kind = Literal["threads", "processes"]
+Work = Literal["decode", "model", "both"]
+_mine = threading.local()
+_first_call = threading.Lock()
 
 
-@dataclass(frozen=True)
-class Limit:
-    """Images per second: `prepare` alone on one thread, the model alone, and both together on every instance."""
+class Arrangement(NamedTuple):
+    """How the workers are laid out: threads of one process or processes, and images per call of the network."""
 
-    prepare_one_thread: float
-    model: float
-    together: float
-    instances: int
-    model_sha256: str
+    kind: Kind
+    batch: int = 1
 
-    def as_rows(self) -> dict[str, Any]:
-        return asdict(self)
+    def __str__(self) -> str:
+        return f"{self.kind}, batch {self.batch}"
 
 
-def measure(repository: Path, pictures: Sequence[bytes], *, instances: int, seconds: float) -> Limit:
-    """Measure for `seconds` each, after a warm-up. `pictures`: encoded images, used in turn.
+KINDS: tuple[Kind, ...] = ("threads", "processes")
+ARRANGEMENTS = tuple(itertools.starmap(Arrangement, itertools.product(KINDS, BATCHES)))
+
+
+class Crew:
+    """One worker for each core, loaded and warm. Made by `crew`."""
+
+    def __init__(self, pool: Executor, size: int) -> None:
+        self._pool = pool
+        self.size = size
+
+    def rate(self, work: Work, seconds: float, *, batch: int = 1) -> float:
+        """Images per second over all workers, each of which works for about `seconds`."""
+        running = [self._pool.submit(_work, work, batch, seconds) for _ in range(self.size)]
+        return sum(one.result() for one in running)
+
+
+@contextmanager
+def crew(kind: Kind, files: Sequence[bytes], repository: Path | None, *, workers: int | None = None) -> Iterator[Crew]:
+    """Start the workers of one arrangement.
+
+    Args:
+        kind: threads or processes.
+        files: encoded images, used in turn.
+        repository: the model repository whose network to load; None: `decode` is all that will be asked for.
+        workers: by default one for each core that this process may use.
 
     Raises:
-        StartupError: the model repository holds no ONNX file.
+        StartupError: the repository holds no network.
     """
-    models = [engine.load(repository) for _ in range(instances)]
-    prepared = [prepare(picture).pixels[None] for picture in pictures]
-    for model in models:  # one after the other: first calls made at once from two threads have hung
-        model.infer(prepared[0])
-
-    def decode(_instance: int, turn: int) -> None:
-        prepare(pictures[turn % len(pictures)])
-
-    def infer(instance: int, turn: int) -> None:
-        models[instance].infer(prepared[turn % len(prepared)])
-
-    def both(instance: int, turn: int) -> None:
-        pixels: NDArray[np.uint8] = prepare(pictures[turn % len(pictures)]).pixels[None]
-        models[instance].infer(pixels)
-
-    return Limit(
-        prepare_one_thread=rate(decode, 1, seconds),
-        model=rate(infer, instances, seconds),
-        together=rate(both, instances, seconds),
-        instances=instances,
-        model_sha256=sha256(repository / ONNX_PATH),
-    )
+    size = workers or cores()
+    equipment = (repository, list(files))
+    pool: Executor
+    if kind == "threads":
+        pool = ThreadPoolExecutor(size, initializer=_equip, initargs=equipment)
+    else:
+        context = multiprocessing.get_context("spawn")
+        pool = ProcessPoolExecutor(size, mp_context=context, initializer=_equip, initargs=equipment)
+    with pool:
+        found = Crew(pool, size)
+        found.rate("decode" if repository is None else "both", 0.5)  # starts and warms every worker
+        yield found
 
 
-def rate(work: Callable[[int, int], None], threads: int, seconds: float) -> float:
-    """How often per second `work(thread, turn)` ends when each thread calls it over and over for about `seconds`."""
+@dataclass
+class Limit:
+    """Images per second of every round: each arrangement with decoding, decoding alone and the network alone."""
 
-    def run(thread: int) -> int:
-        turn = 0
-        while time.perf_counter() < end:
-            work(thread, turn)
-            turn += 1
-        return turn
+    both: dict[Arrangement, list[float]]
+    decode: dict[Kind, list[float]]
+    model: dict[Kind, list[float]]
 
-    start = time.perf_counter()
-    end = start + seconds
-    with ThreadPoolExecutor(threads) as pool:
-        done = sum(pool.map(run, range(threads)))
-    return done / (time.perf_counter() - start)
+    @property
+    def best(self) -> Arrangement:
+        """The arrangement with the highest median: the ceiling."""
+        return max(self.both, key=lambda one: median(self.both[one]))
+
+    @property
+    def ceiling(self) -> float:
+        return median(self.both[self.best])
+
+    @property
+    def best_decoder(self) -> Kind:
+        return max(self.decode, key=lambda one: median(self.decode[one]))
+
+    def as_rows(self) -> dict[str, Any]:
+        """For each thing measured, as a line of a table: median, smallest and largest round, images/s."""
+        lines = {f"decode and model, {one}": values for one, values in self.both.items()}
+        lines |= {f"decode alone, {kind}": values for kind, values in self.decode.items()}
+        lines |= {f"model alone, {kind}": values for kind, values in self.model.items()}
+        return {
+            name: {"median": round(median(found), 2), "min": round(min(found), 2), "max": round(max(found), 2)}
+            for name, found in lines.items()
+            if found
+        }
+
+
+def measure(
+    files: Sequence[bytes],
+    repository: Path,
+    *,
+    seconds: float,
+    rounds: int = 3,
+    batches: Sequence[int] = BATCHES,
+    announce: Callable[[str], None] = lambda _: None,
+) -> Limit:
+    """Measure every arrangement `rounds` times in turn, in reverse order every second time.
+
+    `announce` is told what is about to be measured, `rounds * (2 * len(batches) + 4)` times.
+    """
+    arrangements = [Arrangement(kind, batch) for kind in KINDS for batch in batches]
+    found = Limit({one: [] for one in arrangements}, {kind: [] for kind in KINDS}, {kind: [] for kind in KINDS})
+    with crew("threads", files, repository) as threads, crew("processes", files, repository) as processes:
+        crews = {"threads": threads, "processes": processes}
+        for number in range(rounds):
+            turn = 1 if number % 2 == 0 else -1
+            for one in arrangements[::turn]:
+                announce(str(one))
+                found.both[one].append(crews[one.kind].rate("both", seconds, batch=one.batch))
+            for kind in KINDS[::turn]:
+                announce(f"decode alone, {kind}")
+                found.decode[kind].append(crews[kind].rate("decode", seconds))
+                announce(f"model alone, {kind}")
+                found.model[kind].append(crews[kind].rate("model", seconds))
+    return found
+
+
+@contextmanager
+def reference(
+    files: Sequence[bytes], repository: Path | None, *, seconds: float, trial_s: float = 1.0
+) -> Iterator[tuple[str, Callable[[], float]]]:
+    """The ceiling as a window to take beside every measurement: which arrangement it is, and how to take one.
+
+    A short trial finds the best arrangement of this moment; its figure is measured anew in every window.
+
+    Args:
+        files: encoded images, used in turn.
+        repository: whose network to run; None: the limit of decoding alone.
+        seconds: length of one window.
+        trial_s: length of each of the trial's windows.
+    """
+    trials: dict[Arrangement, list[float]] = {}
+    with ExitStack() as stack:
+        crews = {kind: stack.enter_context(crew(kind, files, repository)) for kind in KINDS}
+        for _ in range(3):
+            for one in ARRANGEMENTS if repository is not None else (Arrangement(kind) for kind in KINDS):
+                work: Work = "decode" if repository is None else "both"
+                trials.setdefault(one, []).append(crews[one.kind].rate(work, trial_s, batch=one.batch))
+    best = max(trials, key=lambda one: median(trials[one]))
+    with crew(best.kind, files, repository) as chosen:
+        yield str(best), partial(chosen.rate, "decode" if repository is None else "both", seconds, batch=best.batch)
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def _equip(repository: Path | None, files: list[bytes]) -> None:
+    _mine.repository, _mine.files = repository, itertools.cycle(files)
+    _mine.engine = None
+
+
+def _loaded() -> engine.Engine:
+    if _mine.engine is None:  # not in `_equip`, where an error would be lost
+        with _first_call:  # first calls made at once from two threads have hung
+            _mine.engine = engine.load(_mine.repository)
+            _mine.pixels = prepare(next(_mine.files)).pixels[None]
+            _mine.engine.infer(_mine.pixels)
+    found: engine.Engine = _mine.engine
+    return found
+
+
+def _work(work: Work, batch: int, seconds: float) -> float:
+    network = None if work == "decode" else _loaded()
+    prepared = np.repeat(_mine.pixels, batch, axis=0) if work == "model" else None
+    done = 0
+    began = time.perf_counter()
+    while (now := time.perf_counter()) - began < seconds:
+        if network is None:
+            prepare(next(_mine.files))
+            done += 1
+            continue
+        if prepared is None:
+            network.infer(np.stack([prepare(next(_mine.files)).pixels for _ in range(batch)]))
+        else:
+            network.infer(prepared)
+        done += batch
+    return done / (now - began)

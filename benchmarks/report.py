@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,11 +15,14 @@ from typing import Any
 import numpy as np
 import psutil
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from dermserve import __version__
 
 RESULTS = Path(__file__).resolve().parent / "results"
+
+_FILE_WIDTH = 160
 
 Cell = str | float | int | bool | None
 
@@ -70,7 +76,7 @@ def show(title: str, rows: Mapping[str, Cell]) -> None:
     table.add_column(justify="right")
     for name, value in rows.items():
         table.add_row(name, _readable(value))
-    Console().print(table)
+    _console().print(table)
 
 
 def show_all(title: str, rows: Mapping[str, Mapping[str, Cell]]) -> None:
@@ -82,7 +88,66 @@ def show_all(title: str, rows: Mapping[str, Mapping[str, Cell]]) -> None:
         table.add_column(column, justify="right", overflow="fold")
     for name, row in rows.items():
         table.add_row(name, *(_readable(row.get(column)) for column in columns))
-    Console().print(table)
+    _console().print(table)
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A figure and where it has to lie: `at_least` the bound, or else at most."""
+
+    what: str
+    found: float
+    bound: float
+    at_least: bool = True
+
+    @property
+    def held(self) -> bool:
+        return self.found >= self.bound if self.at_least else self.found <= self.bound
+
+    def as_rows(self) -> dict[str, Any]:
+        return {
+            "what": self.what,
+            "found": round(self.found, 4),
+            "bound": self.bound,
+            "at": "least" if self.at_least else "most",
+            "held": self.held,
+        }
+
+
+def conclude(
+    name: str, figures: Mapping[str, Any], bounds: Sequence[Bound], measured_on: Mapping[str, Any], out: Path
+) -> bool:
+    """Print each bound as held or not held and write `out/name.json`; returns whether all are held."""
+    table = Table(title="Bounds", title_justify="left")
+    for column in ("", "found", "bound", ""):
+        table.add_column(column, justify="right" if column in ("found", "bound") else "left")
+    for one in bounds:
+        word = "at least" if one.at_least else "at most"
+        table.add_row(one.what, _readable(one.found), f"{word} {one.bound:g}", "held" if one.held else "NOT HELD")
+    if bounds:
+        _console().print(table)
+    held = all(one.held for one in bounds)
+    judged = {"held": held, "bounds": [one.as_rows() for one in bounds]}
+    _console().print(f"written: {write(out / f'{name}.json', {**judged, **figures}, measured_on)}", soft_wrap=True)
+    return held
+
+
+@contextmanager
+def progress(total: int) -> Iterator[Callable[[str], None]]:
+    """A bar on stderr for `total` steps; the function yielded is told what is about to begin."""
+    columns = (TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=total, completed=-1)
+
+        def announce(what: str) -> None:
+            bar.update(task, description=what, advance=1)
+
+        yield announce
+
+
+def _console() -> Console:
+    """The terminal; a file or a pipe gets lines long enough for every column."""
+    return Console(width=None if sys.stdout.isatty() else _FILE_WIDTH)
 
 
 def _readable(value: Cell) -> str:
@@ -92,6 +157,6 @@ def _readable(value: Cell) -> str:
         case bool():
             return "yes" if value else "no"
         case float():
-            return f"{value:,.2f}" if abs(value) < 100 else f"{value:,.0f}"
+            return f"{value:,.3g}" if abs(value) < 1 else f"{value:,.2f}" if abs(value) < 100 else f"{value:,.0f}"
         case _:
             return str(value)

@@ -1,0 +1,129 @@
+"""Plots of results: what a table says, at a glance."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from benchmarks.alternation import Alternation
+from benchmarks.closed_loop import Window, pooled
+from benchmarks.serve import Load
+
+_WHISKER = {"capsize": 3, "ecolor": "0.3"}
+
+
+@contextmanager
+def figure(path: Path, columns: int, title: str, machine: Mapping[str, Any]) -> Iterator[Any]:
+    """Axes in a row, saved as `path` at the end; the title names the machine."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    drawn, axes = plt.subplots(1, columns, figsize=(5.5 * columns, 4.2), layout="constrained", squeeze=False)
+    drawn.suptitle(f"{title} · {machine['cpu']}, {machine['threads']} threads", fontsize="medium")
+    yield axes[0]
+    drawn.savefig(path, dpi=120)
+    plt.close(drawn)
+
+
+def limit(path: Path, rows: Mapping[str, Mapping[str, float]], machine: Mapping[str, Any]) -> None:
+    """Median images/s of everything measured, with the smallest and largest round."""
+    with figure(path, 1, "In-process limit", machine) as (axis,):
+        networks = {name: row for name, row in rows.items() if not name.startswith("decode alone")}
+        _bars(axis, {name: (row["median"], row["min"], row["max"]) for name, row in networks.items()})
+        axis.set(xlabel="images/s")
+
+
+def over_concurrency(
+    path: Path,
+    loads: Sequence[Load],
+    found: Alternation[Window],
+    bounds: Mapping[str, float],
+    machine: Mapping[str, Any],
+) -> None:
+    """Throughput, latency and share of the limit; `bounds`: share that the load of a name has to reach."""
+    ways = list(dict.fromkeys(load.way for load in loads))
+    with figure(path, 3, "Served", machine) as (throughput, latency, share):
+        for way, colour in zip(ways, ("C0", "C1", "C2"), strict=False):
+            mine = [load for load in loads if load.way == way]
+            senders = [load.senders for load in mine]
+            series = [found.series[load.name] for load in mine]
+            spread = [
+                [one.median - min(one.values) for one in series],
+                [max(one.values) - one.median for one in series],
+            ]
+            throughput.errorbar(
+                senders, [one.median for one in series], spread, marker="o", color=colour, label=way, **_WHISKER
+            )
+            told = [pooled(one.results).percentiles() for one in series]
+            for name, style in (("p50", "-"), ("p95", "--"), ("p99", ":")):
+                values = [one.get(name, np.nan) for one in told]
+                latency.plot(senders, values, style, marker=".", color=colour, label=f"{way} {name}")
+        throughput.axhspan(min(found.references), max(found.references), color="0.9")
+        throughput.axhline(median(found.references), color="0.5", label="in-process limit")
+        throughput.set(xlabel="senders", ylabel="images/s", xscale="log", ylim=(0, None))
+        latency.set(xlabel="senders", ylabel="latency (ms)", xscale="log", yscale="log")
+        for axis in (throughput, latency):
+            axis.set_xticks(sorted({load.senders for load in loads}), sorted({load.senders for load in loads}))
+            axis.minorticks_off()
+            axis.legend(fontsize="x-small")
+        _shares(share, found, bounds)
+
+
+def shares(path: Path, found: Alternation[Window], bounds: Mapping[str, float], machine: Mapping[str, Any]) -> None:
+    """Share of the decode limit, and latencies, of everything measured."""
+    with figure(path, 2, "Transport: the classifier answers constants", machine) as (share, latency):
+        _shares(share, found, bounds)
+        for name, series in found.series.items():
+            _cdf(latency, pooled(series.results).ms, name)
+        _finish_cdf(latency, "latency of a request (ms)")
+
+
+def lane(path: Path, idle: Window, busy: Window, machine: Mapping[str, Any]) -> None:
+    """Latencies of one person on an idle server and beside a bulk stream."""
+    with figure(path, 1, "One person's uploads", machine) as (axis,):
+        _cdf(axis, idle.ms, "idle server")
+        _cdf(axis, busy.ms, "beside a bulk stream")
+        axis.axhline(0.95, color="0.7", linewidth=0.8)
+        _finish_cdf(axis, "latency (ms)")
+
+
+def _shares(axis: Any, found: Alternation[Window], bounds: Mapping[str, float]) -> None:
+    _bars(axis, {name: (one.ratio, min(one.ratios), max(one.ratios)) for name, one in found.series.items()})
+    for position, name in enumerate(found.series):
+        if name in bounds:
+            axis.plot([bounds[name]] * 2, [position - 0.45, position + 0.45], color="C3", linewidth=2)
+    low, high = found.noise
+    axis.axvspan(low, high, color="0.93", zorder=0)
+    axis.axvline(1.0, color="0.5")
+    axis.set(xlabel="share of the limit beside it (whiskers: rounds; grey: same code; red: bound)")
+
+
+def _bars(axis: Any, values: Mapping[str, tuple[float, float, float]]) -> None:
+    """Horizontal bars of (median, smallest, largest), the first on top."""
+    middle = np.array([one[0] for one in values.values()])
+    spread = np.abs(np.array([one[1:] for one in values.values()]).T - middle)
+    axis.barh(range(len(values)), middle, xerr=spread, height=0.7, error_kw=_WHISKER)
+    axis.set_yticks(range(len(values)), values, fontsize="x-small")
+    axis.invert_yaxis()
+
+
+def _cdf(axis: Any, values: Sequence[float], name: str) -> None:
+    if values:
+        ordered = np.sort(values)
+        axis.step(
+            ordered, np.arange(1, ordered.size + 1) / ordered.size, where="post", label=f"{name} (n={ordered.size})"
+        )
+
+
+def _finish_cdf(axis: Any, label: str) -> None:
+    axis.set(xlabel=label, ylabel="share of answers within", xscale="log", ylim=(0, 1))
+    if axis.get_legend_handles_labels()[0]:
+        axis.legend(fontsize="x-small")
