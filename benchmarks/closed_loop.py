@@ -182,12 +182,13 @@ class _Clock:
         """Sleep through the window; returns the cores that this process kept busy meanwhile."""
         self.join()
         time.sleep(max(0.0, self.start - time.perf_counter()))
-        before, began = _cpu_seconds(), time.perf_counter()
+        before, began = cpu_seconds(), time.perf_counter()
         time.sleep(max(0.0, self.end - time.perf_counter()))
-        return (_cpu_seconds() - before) / max(time.perf_counter() - began, 1e-9)
+        return (cpu_seconds() - before) / max(time.perf_counter() - began, 1e-9)
 
 
-def _cpu_seconds() -> float:
+def cpu_seconds() -> float:
+    """User and system time of this process so far, in seconds."""
     spent = os.times()
     return spent.user + spent.system
 

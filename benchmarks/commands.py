@@ -7,8 +7,7 @@ from pathlib import Path
 
 import click
 
-from benchmarks import options, report, served_commands
-from dermserve.errors import StartupError
+from benchmarks import load_commands, options, report, served_commands
 
 _OUT = click.option(
     "--out",
@@ -30,7 +29,7 @@ def bench() -> None:
     """
 
 
-for _command in (served_commands.serve, served_commands.transport, served_commands.lane):
+for _command in (served_commands.serve, served_commands.transport, served_commands.lane, load_commands.load):
     bench.add_command(_command)
 
 
@@ -102,51 +101,4 @@ def cold(predictions: int, starts: int, max_seconds: float, max_gib: float, out:
     for line in wrong:
         click.echo(f"dermserve bench cold: {line}", err=True)
     if wrong:
-        sys.exit(1)
-
-
-@bench.command()
-@click.option("--url", default="http://127.0.0.1:8000", show_default=True, help="A running stack.")
-@click.option("--users", default=4, show_default=True, type=click.IntRange(1, 1000), help="Senders at a time.")
-@click.option("--seconds", default=60, show_default=True, type=click.IntRange(1, 3600), help="How long to send.")
-@click.option("--kind", default="hospital", show_default=True, type=click.Choice(["hospital", "clinician", "both"]))
-@click.option("--rate", default=0.0, show_default=True, help="Images/s of one hospital; 0: as fast as answers come.")
-@click.option(
-    "--api-key", envvar="DERMSERVE_BENCH_API_KEY", help="What a hospital sends with.  [$DERMSERVE_BENCH_API_KEY]"
-)
-@click.option("--allow-remote", is_flag=True, help="Send to another machine, too.")
-@_OUT
-def load(
-    *, url: str, users: int, seconds: int, kind: str, rate: float, api_key: str | None, allow_remote: bool, out: Path
-) -> None:
-    """Put a running stack under load; print throughput and latencies; write JSON and a plot.
-
-    Every answer is checked: created, about the image that was sent, probabilities that sum to 1. The exit status
-    tells whether all were right.
-
-    \b
-    Examples:
-      export DERMSERVE_BENCH_API_KEY=$(dermserve admin create-api-key --name bench | awk '{print $NF}')
-      dermserve bench load --users 8 --seconds 60
-      dermserve bench load --kind both --users 20 --rate 2
-    """
-    from benchmarks.load import Plan, plot, run, summarise
-    from benchmarks.target import check
-
-    plan = Plan(check(url, allow_remote=allow_remote), users, seconds, kind, rate, allow_remote)
-    if kind != "clinician" and not api_key:
-        raise StartupError(
-            "A hospital needs an API key: make one with `dermserve admin create-api-key --name bench` and put it into "
-            "DERMSERVE_BENCH_API_KEY."
-        )
-    on = report.machine()
-    click.echo(f"{users} users send to {plan.url} for {seconds} s …", err=True)
-    requests = run(plan, api_key)
-    summary = summarise(requests)
-    report.show_all(f"{users} users for {seconds} s", summary)
-    click.echo(f"written: {report.write(out / 'load.json', {'plan': plan.as_rows(), 'requests': summary}, on)}")
-    click.echo(f"written: {plot(requests, out / 'load.png')}")
-    failures = sum(int(rows["failures"] or 0) for rows in summary.values())
-    if failures:
-        click.echo(f"dermserve bench load: {failures} requests failed", err=True)
         sys.exit(1)

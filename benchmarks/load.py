@@ -1,4 +1,4 @@
-"""A load run: locust in a process of its own, and what its requests sum up to."""
+"""A run of locust's users: locust in a process of its own, and what its requests sum up to."""
 
 from __future__ import annotations
 
@@ -18,12 +18,16 @@ from benchmarks import report
 from dermserve.errors import StartupError
 
 LOCUSTFILE = Path(__file__).with_name("locustfile.py")
-_CLASSES = {"hospital": ("Hospital",), "clinician": ("Clinician",), "both": ("Hospital", "Clinician")}
+DAYFILE = Path(__file__).with_name("dayfile.py")
+_CLASSES = {"hospital": ("Hospital",), "clinician": ("Clinician",), "both": ("Hospital", "Clinician"), "day": ()}
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Who sends what: `users` of a `kind` for `seconds`; `rate` in images/s bounds one hospital, 0 does not."""
+    """Who sends what: `users` of a `kind` for `seconds`; `rate` in images/s bounds one hospital, 0 does not.
+
+    The kind `day` lets a day's mix of hospitals and clinicians pass within `seconds`, `users` at its busiest hour.
+    """
 
     url: str
     users: int
@@ -45,21 +49,23 @@ class Request(NamedTuple):
     fault: str | None
 
 
-def run(plan: Plan, api_key: str | None) -> list[Request]:
-    """Run locust to the plan's end. Returns every request, in the order of their answers.
+def run(plan: Plan, api_key: str | None, page: Path) -> list[Request]:
+    """Run locust to the plan's end; `page` becomes its report. Returns every request, in the order of their answers.
 
     Raises:
         StartupError: locust did not come to its end, or made no request.
     """
     with tempfile.TemporaryDirectory(prefix="dermserve-load-") as folder:
         samples = Path(folder) / "requests.jsonl"
+        file = DAYFILE if plan.kind == "day" else LOCUSTFILE
         command = [
-            sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), "--headless", "--only-summary",
+            sys.executable, "-m", "locust", "-f", str(file), "--headless", "--only-summary",
             "--loglevel", "WARNING", "--host", plan.url, "--users", str(plan.users),
             "--spawn-rate", str(plan.users), "--run-time", f"{plan.seconds}s", "--stop-timeout", "30s",
-            "--rate", str(plan.rate), "--samples", str(samples), "--exit-code-on-error", "0",
+            "--rate", str(plan.rate), "--samples", str(samples), "--exit-code-on-error", "0", "--html", str(page),
             *(["--allow-remote"] if plan.allow_remote else []), *_CLASSES[plan.kind],
         ]  # fmt: skip
+        page.parent.mkdir(parents=True, exist_ok=True)
         # In the environment, not on the command line, where every user of the machine could read the key.
         environment = os.environ | {"DERMSERVE_BENCH_API_KEY": api_key or ""}
         ended = subprocess.run(

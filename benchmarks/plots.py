@@ -11,8 +11,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks.alternation import Alternation
+from benchmarks.capacity import Overload
 from benchmarks.closed_loop import Window, pooled
+from benchmarks.open_loop import Run
 from benchmarks.serve import Load
+from benchmarks.stack import MemorySample
 
 _WHISKER = {"capsize": 3, "ecolor": "0.3"}
 
@@ -93,6 +96,55 @@ def lane(path: Path, idle: Window, busy: Window, machine: Mapping[str, Any]) -> 
         _cdf(axis, busy.ms, "beside a bulk stream")
         axis.axhline(0.95, color="0.7", linewidth=0.8)
         _finish_cdf(axis, "latency (ms)")
+
+
+def capacity(
+    path: Path, trials: Sequence[Run], runs: Sequence[Run], bound_ms: float, machine: Mapping[str, Any]
+) -> None:
+    """p99 of every run over its rate, and the latencies of the runs at the capacity."""
+    with figure(path, 2, "Open loop, Poisson arrivals", machine) as (search, latency):
+        for some, colour, name in ((trials, "C0", "search"), (runs, "C2", "capacity")):
+            points = [(run.rate, run.percentile(99)) for run in some]
+            for finite, marker in ((True, "o"), (False, "x")):
+                drawn = [(rate, p99) for rate, p99 in points if np.isfinite(p99) == finite]
+                search.plot(
+                    [rate for rate, _ in drawn], [p99 if finite else 10 * bound_ms for _, p99 in drawn],
+                    marker, color=colour, label=name if finite else f"{name}: over 1 % not answered" if drawn else None,
+                )  # fmt: skip
+        search.axhline(bound_ms, color="C3", label="bound")
+        search.set(xlabel="arrivals per second", ylabel="p99 from due to answered (ms)", yscale="log")
+        search.legend(fontsize="x-small")
+        for number, run in enumerate(runs, 1):
+            _cdf(latency, [one.ms for one in run.counted if one.kind == "right"], f"round {number}, {run.rate:.1f}/s")
+        latency.axvline(bound_ms, color="C3")
+        _finish_cdf(latency, "latency from due to answered (ms)")
+
+
+def overload(
+    path: Path, found: Overload, within_ms: float, memory: Sequence[MemorySample], machine: Mapping[str, Any]
+) -> None:
+    """Answers per second over time beside the peak, and the memory of all processes."""
+    run = found.run
+    with figure(path, 2, f"Overload: {run.rate:.0f} arrivals per second", machine) as (answers, held):
+        edges = np.arange(0, int(run.seconds) + 1)
+        told = {
+            "right, in time": [one for one in run.outcomes if one.kind == "right" and one.ms <= within_ms],
+            "right, late": [one for one in run.outcomes if one.kind == "right" and one.ms > within_ms],
+            "refused with Retry-After": [one for one in run.outcomes if one.kind == "refused"],
+            "wrong": [one for one in run.outcomes if one.kind == "wrong"],
+        }
+        for (name, some), colour in zip(told.items(), ("C2", "C1", "0.6", "C3"), strict=True):
+            if some:
+                counts, _ = np.histogram([one.due + one.ms / 1e3 for one in some], edges)
+                answers.plot(edges[:-1] + 0.5, counts, color=colour, label=name)
+        answers.axhline(found.peak, color="C0", linestyle="--", label="peak (closed loop)")
+        answers.set(xlabel="time (s)", ylabel="answers per second", ylim=(0, None))
+        answers.legend(fontsize="x-small")
+        at = [sample.at for sample in memory]
+        held.plot(at, [sample.pss / 2**30 for sample in memory], label="PSS")
+        held.plot(at, [sample.rss / 2**30 for sample in memory], label="RSS")
+        held.set(xlabel="time (s), windows at saturation before and after", ylabel="GiB, all processes", ylim=(0, None))
+        held.legend(fontsize="x-small")
 
 
 def _shares(axis: Any, found: Alternation[Window], bounds: Mapping[str, float]) -> None:
