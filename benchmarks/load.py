@@ -49,8 +49,14 @@ class Request(NamedTuple):
     fault: str | None
 
 
-def run(plan: Plan, api_key: str | None, page: Path) -> list[Request]:
-    """Run locust to the plan's end; `page` becomes its report. Returns every request, in the order of their answers.
+def run(plan: Plan, api_key: str | None, page: Path, images: Path | None = None) -> list[Request]:
+    """Run locust to the plan's end; returns every request, in the order of their answers.
+
+    Args:
+        plan: who sends what.
+        api_key: what hospitals send with.
+        page: becomes locust's own report, HTML.
+        images: folder of JPEG files; see `images.pictures`.
 
     Raises:
         StartupError: locust did not come to its end, or made no request.
@@ -63,6 +69,7 @@ def run(plan: Plan, api_key: str | None, page: Path) -> list[Request]:
             "--loglevel", "WARNING", "--host", plan.url, "--users", str(plan.users),
             "--spawn-rate", str(plan.users), "--run-time", f"{plan.seconds}s", "--stop-timeout", "30s",
             "--rate", str(plan.rate), "--samples", str(samples), "--exit-code-on-error", "0", "--html", str(page),
+            *(["--images", str(images)] if images else []),
             *(["--allow-remote"] if plan.allow_remote else []), *_CLASSES[plan.kind],
         ]  # fmt: skip
         page.parent.mkdir(parents=True, exist_ok=True)

@@ -113,13 +113,15 @@ def _locust(users: Plan, api_key: str, plan: options.Plan) -> bool:
 
     on = report.machine()
     click.echo(f"{users.users} users send to {users.url} for {users.seconds} s …", err=True)
-    requests = run(users, api_key, plan.out / "locust.html")
+    requests = run(users, api_key, plan.out / "locust.html", plan.folder)
     summary = summarise(requests)
     report.show_all(f"{users.kind}, {users.users} users for {users.seconds} s", summary)
     failures = sum(int(rows["failures"] or 0) for rows in summary.values())
     plot(requests, plan.out / "locust.png")
     bounds = [report.Bound("requests that failed", failures, 0, at_least=False)]
-    return report.conclude("locust", {"plan": users.as_rows(), "requests": summary}, bounds, on, plan.out)
+    return report.conclude(
+        "locust", {"images": plan.source, "plan": users.as_rows(), "requests": summary}, bounds, on, plan.out
+    )
 
 
 def _open(to: Target, plan: options.Plan, asked: dict[str, Any]) -> tuple[bool, float]:

@@ -24,11 +24,11 @@ from locust.exception import StopUser
 
 from benchmarks import target
 from benchmarks.forms import Form, password_form, token
-from benchmarks.images import drawn, endless
+from benchmarks.images import endless, pictures
 from dermserve.errors import DermserveError
 
 _LONGEST_PAUSE_S = 5.0
-_pictures: Iterator[bytes] = iter(())
+_pictures: Iterator[bytes] | None = None
 _measured: list[dict[str, Any]] = []
 
 
@@ -41,6 +41,7 @@ def _options(parser: LocustArgumentParser) -> None:
     parser.add_argument("--max-requests", type=int, default=100_000, help="End the run after so many requests.")
     parser.add_argument("--max-seconds", type=float, default=3600.0, help="End the run after so many seconds.")
     parser.add_argument("--allow-remote", action="store_true", help="Send to another machine, too.")
+    parser.add_argument("--images", default="", help="Folder of JPEG files to send.")
     parser.add_argument("--samples", default="", help="Write every request's name, time and fault here, one per line.")
 
 
@@ -51,15 +52,25 @@ def _admit(environment: Environment, **_: Any) -> None:
         return  # the web interface asks for the host; `test_start` comes by here again
     try:
         target.check(environment.host, allow_remote=options.allow_remote)
+        _load(options.images)
     except DermserveError as error:
         sys.exit(f"locust: {error.detail}")  # an ordinary exception in a listener is only logged
 
 
+def _load(folder: str) -> None:
+    """Once for all users, and before the run's clock starts."""
+    global _pictures  # noqa: PLW0603
+    _pictures = _pictures or endless(pictures(Path(folder) if folder else None).files)
+
+
+def _next() -> bytes:
+    assert _pictures is not None
+    return next(_pictures)
+
+
 @events.test_start.add_listener
 def _begin(environment: Environment, **_: Any) -> None:
-    global _pictures  # noqa: PLW0603 - drawn once for all users, after gevent has patched everything
     _admit(environment)
-    _pictures = endless(drawn(16))
     _measured.clear()
 
     def end() -> None:
@@ -106,7 +117,7 @@ class Hospital(FastHttpUser):
 
     @task
     def send(self) -> None:
-        picture = next(_pictures)
+        picture = _next()
         headers = {
             "Content-Type": "image/jpeg",
             "Authorization": f"Bearer {self.environment.parsed_options.api_key}",
@@ -146,7 +157,7 @@ class Clinician(HttpUser):
     def upload(self) -> None:
         page = self.client.get("/upload", name="clinician: upload page")
         csrf = token(page.text)
-        picture = next(_pictures)
+        picture = _next()
         with self.client.post(
             "/v1/predictions",
             files={"file": ("lesion.jpg", picture, "image/jpeg")},

@@ -19,6 +19,7 @@ _QUICK_S = 0.5
 class Plan:
     """On which images, how often in turn, and where results go. `quick` says that figures are worth nothing."""
 
+    folder: Path | None
     files: list[bytes]
     source: str
     rounds: int
@@ -63,6 +64,6 @@ def common(command: Callable[..., Any]) -> Callable[..., Any]:
         from benchmarks.images import pictures
 
         files, source = pictures(images)
-        return command(plan=Plan(files, source, 1 if quick else rounds, quick, out), **rest)
+        return command(plan=Plan(images, files, source, 1 if quick else rounds, quick, out), **rest)
 
     return with_plan

@@ -72,8 +72,11 @@ def over_concurrency(
         throughput.axhspan(min(found.references), max(found.references), color="0.9")
         throughput.axhline(median(found.references), color="0.5", label="in-process limit")
         throughput.set(xlabel="senders", ylabel="images/s", xscale="log", ylim=(0, None))
-        latency.set(xlabel="senders", ylabel="latency (ms)", xscale="log", yscale="log")
+        answered = any(one.ms for load in loads for one in found.series[load.name].results)
+        scale = "log" if answered else "linear"
+        latency.set(xlabel="senders", ylabel="latency (ms)", xscale="log", yscale=scale)
         for axis in (throughput, latency):
+            # A logarithmic axis would name its powers of ten.
             axis.set_xticks(sorted({load.senders for load in loads}), sorted({load.senders for load in loads}))
             axis.minorticks_off()
             axis.legend(fontsize="x-small")
@@ -155,7 +158,7 @@ def _shares(axis: Any, found: Alternation[Window], bounds: Mapping[str, float]) 
     low, high = found.noise
     axis.axvspan(low, high, color="0.93", zorder=0)
     axis.axvline(1.0, color="0.5")
-    axis.set(xlabel="share of the limit beside it (whiskers: rounds; grey: same code; red: bound)")
+    axis.set(xlabel="share of the limit beside it\nwhiskers: rounds; grey: same code; red: bound")
 
 
 def _bars(axis: Any, values: Mapping[str, tuple[float, float, float]]) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 @dataclass
@@ -65,3 +68,57 @@ def only_distinct() -> Callable[[bytes], None]:
 
 _lock = threading.Lock()
 _seen: set[bytes] = set()
+
+
+def answer(image: bytes) -> bytes:
+    """What the API answers about `image`, as far as a load generator looks."""
+    probabilities = {"benign": 0.7, "suspicious": 0.1, "malignant": 0.2, "melanoma": 0.15}
+    return json.dumps({"image": {"sha256": hashlib.sha256(image).hexdigest()}, "probabilities": probabilities}).encode()
+
+
+class Api:
+    """A server of `POST /v1/predictions` on loopback. It answers one image at a time, as `respond(number, image)` says.
+
+    `respond` returns status, further headers and body; it may sleep. With `hang_up`, connections end after each answer.
+    """
+
+    def __init__(
+        self, respond: Callable[[int, bytes], tuple[int, dict[str, str], bytes]] | None = None, *, hang_up: bool = False
+    ) -> None:
+        one_at_a_time = threading.Lock()
+        numbers = iter(range(10**9))
+        self.connections = 0
+        api = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def setup(self) -> None:
+                super().setup()
+                api.connections += 1
+
+            def do_POST(self) -> None:
+                image = self.rfile.read(int(self.headers["Content-Length"]))
+                with one_at_a_time:
+                    status, headers, body = respond(next(numbers), image) if respond else (201, {}, answer(image))
+                self.send_response(status)
+                for name, value in {**headers, "Content-Length": str(len(body))}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(body)
+                self.close_connection = hang_up
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+
+    def __enter__(self) -> Api:
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()

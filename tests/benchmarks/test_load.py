@@ -5,8 +5,11 @@ from click.testing import CliRunner
 from PIL import Image
 
 from benchmarks.commands import bench
-from benchmarks.load import Request, plot, read, summarise
+from benchmarks.load import Plan, Request, plot, read, run, summarise
 from dermserve.errors import StartupError
+from tests.benchmarks import fake
+
+KINDS = ("hospital", "clinician")
 
 
 @pytest.fixture
@@ -45,16 +48,31 @@ def test_the_plot_is_an_image_even_if_everything_failed(tmp_path, requests):
             assert min(image.size) > 300
 
 
+@pytest.mark.parametrize("driver", ["open", "locust"])
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
         (["--url", "http://192.0.2.1:8000", "--api-key", "derm_x"], "another machine"),
-        ([], "needs an API key"),
+        (["--url", "http://127.0.0.1:9"], "needs an API key"),
     ],
 )
-def test_a_run_that_cannot_be_meant_is_refused_before_it_starts(tmp_path, arguments, reason):
-    result = CliRunner(env={"DERMSERVE_BENCH_API_KEY": ""}).invoke(bench, ["load", "--out", str(tmp_path), *arguments])
+def test_a_run_that_cannot_be_meant_is_refused_before_it_starts(tmp_path, arguments, reason, driver):
+    command = ["load", "--driver", driver, "--out", str(tmp_path), *arguments]
+    result = CliRunner(env={"DERMSERVE_BENCH_API_KEY": ""}).invoke(bench, command)
 
     assert isinstance(result.exception, StartupError)
     assert reason in result.exception.detail
     assert not list(tmp_path.iterdir())
+
+
+def test_a_day_has_its_hours_and_its_people(tmp_path):
+    """Locust itself runs it: an hour of gateways, clinics with both, an evening of clinicians."""
+    with fake.Api() as api:
+        plan = Plan(api.url, users=4, seconds=12, kind="day", rate=2.0, allow_remote=False)
+        requests = run(plan, "derm_key", tmp_path / "new" / "locust.html")
+
+    began = min(request.start for request in requests)
+    hours = {name: [24 * (one.start - began) / 12 for one in requests if one.name.startswith(name)] for name in KINDS}
+    assert min(hours["hospital"]) < 6
+    assert 7 < min(hours["clinician"]) < 16  # a busy machine starts users late
+    assert "<html" in (tmp_path / "new" / "locust.html").read_text()
