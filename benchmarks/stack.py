@@ -43,6 +43,7 @@ class Stack:
         self.port = int(environment["DERMSERVE_PORT"])
         self.url = f"http://127.0.0.1:{self.port}"
         self.grpc = f"127.0.0.1:{environment['DERMSERVE_TRITON_GRPC_PORT']}"
+        self.triton_http = f"127.0.0.1:{environment['DERMSERVE_TRITON_HTTP_PORT']}"
         self.api_key = ""
 
     def until_ready(self) -> None:
