@@ -97,7 +97,7 @@ def alternate(
 
     references = [window()]
     for number in range(rounds):
-        order = list(measurements) if number % 2 == 0 else list(reversed(measurements))
+        order = list(measurements)[:: 1 if number % 2 == 0 else -1]
         for name in order:
             announce(name)
             found = measurements[name]()

@@ -63,7 +63,7 @@ def serve(
         ) as (arrangement, window),
     ):
         pictures = endless(plan.files)
-        ways = {"Triton gRPC": Grpc(stack.grpc), "HTTP API": Http(stack.url, stack.api_key)}
+        ways: dict[str, Any] = {"Triton gRPC": Grpc(stack.grpc), "HTTP API": Http(stack.url, stack.api_key)}
         loads = [Load(way, count, connect, pictures) for way, connect in ways.items() for count in levels]
         with report.progress(steps(len(loads), plan.rounds)) as announce:
             found = measure(

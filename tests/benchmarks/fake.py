@@ -122,3 +122,21 @@ class Api:
     def __exit__(self, *_: object) -> None:
         self._server.shutdown()
         self._server.server_close()
+
+
+class HoldsUp:
+    """Pictures of which the tenth keeps the generator itself busy for `seconds`."""
+
+    def __init__(self, picture: bytes, seconds: float) -> None:
+        self._picture = picture
+        self._seconds = seconds
+        self._given = 0
+
+    def __iter__(self) -> HoldsUp:
+        return self
+
+    def __next__(self) -> bytes:
+        self._given += 1
+        if self._given == 10:
+            time.sleep(self._seconds)
+        return self._picture
