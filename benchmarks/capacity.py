@@ -138,8 +138,14 @@ class Overload:
         return self.run.goodput(within_ms) / self.peak if self.peak else 0.0
 
 
-def overload(arrive: Arrive, saturate: Callable[[], Window], *, rate: float, seconds: float, seed: int) -> Overload:
-    """Let images arrive at `rate` for `seconds`, with a window of `saturate` before and after."""
+def overload(
+    arrive: Arrive, saturate: Callable[[], Window], *, capacity: float, factor: float, seconds: float, seed: int
+) -> Overload:
+    """Let `factor` times as much arrive as the server can answer, with a window of `saturate` before and after.
+
+    What it can answer is the larger of its open-loop `capacity` and the window before: a capacity that was found too
+    low must not make an overload into none.
+    """
     before = saturate()
-    run = arrive(rate=rate, seconds=seconds, seed=seed)
+    run = arrive(rate=factor * max(capacity, before.per_second, 1.0), seconds=seconds, seed=seed)
     return Overload(run, before, saturate())

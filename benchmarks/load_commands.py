@@ -33,7 +33,7 @@ _SATURATING = 32
 @click.option("--min-share", default=0.1, show_default=True, help="open: least capacity by the in-process limit.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="open: of the arrivals.")
 @click.option("--overload", is_flag=True, help="open: then 3 times the capacity, for 60 s.")
-@click.option("--factor", default=3.0, show_default=True, help="--overload: arrivals by capacity.")
+@click.option("--factor", default=3.0, show_default=True, help="--overload: arrivals by what can be answered.")
 @click.option("--overload-seconds", default=60.0, show_default=True, help="--overload: how long.")
 @click.option(
     "--deadline-ms", default=10_000.0, show_default=True, help="--overload: goodput counts answers within it."
@@ -175,15 +175,14 @@ def _overload(http: Http, stack: Stack | None, capacity: float, plan: options.Pl
     from benchmarks.stack import MemoryWatch
 
     on, pictures = report.machine(), endless(plan.files)
-    rate = asked["factor"] * (capacity or 1.0)
     seconds = 3.0 if plan.quick else asked["overload_seconds"]
-    click.echo(f"{rate:.0f} images/s arrive for {seconds:.0f} s …", err=True)
-    watch = MemoryWatch(stack) if stack is not None else None
+    click.echo(f"{asked['factor']:g} times the capacity arrives for {seconds:.0f} s …", err=True)
+    watch = MemoryWatch(stack, every_s=2.0) if stack is not None else None
     with watch or nullcontext():
         beyond = overload(
             partial(drive, Target(http.url, with_key(http.api_key)), pictures),
             partial(saturate, http, pictures, senders=_SATURATING, seconds=plan.window(10.0), warm_up_s=1.0),
-            rate=rate, seconds=seconds, seed=asked["seed"] + 1000,
+            capacity=capacity, factor=asked["factor"], seconds=seconds, seed=asked["seed"] + 1000,
         )  # fmt: skip
     samples = watch.samples if watch is not None else []
     bound_ms, deadline_ms = asked["bound_ms"], asked["deadline_ms"]
@@ -203,7 +202,7 @@ def _overload(http: Http, stack: Stack | None, capacity: float, plan: options.Pl
         rows |= {"peak_pss_gib": round(pss / 2**30, 3), "peak_rss_gib": round(rss / 2**30, 3)}
         rows["pss_before_gib"] = round(samples[0].pss / 2**30, 3)
         bounds.append(report.Bound("peak memory (PSS), GiB", rows["peak_pss_gib"], asked["max_gib"], at_least=False))
-    report.show(f"Overload: {rate:.0f} arrivals per second for {seconds:.0f} s", rows)
+    report.show(f"Overload: {beyond.run.rate:.0f} arrivals per second for {seconds:.0f} s", rows)
     plots.overload(plan.out / "overload.png", beyond, deadline_ms, samples, on)
     figures = {**plan.as_rows(), "deadline_ms": deadline_ms, "faults": beyond.run.faults, "figures": rows}
     return report.conclude("overload", figures, bounds, on, plan.out)

@@ -1,6 +1,6 @@
 import pytest
 
-from benchmarks.capacity import Overload, overload, search
+from benchmarks.capacity import overload, search
 from benchmarks.closed_loop import Window
 from benchmarks.open_loop import Outcome, Run
 
@@ -69,12 +69,33 @@ def test_a_refused_image_is_later_than_any_bound():
     assert search(**plan(Server(0), arrive=arrive)).share == 0.0
 
 
-def test_goodput_under_overload_is_a_share_of_the_windows_beside_it():
-    windows = iter([Window(300, 0, 10.0, ()), Window(340, 0, 10.0, ())])
-    run = Run(96, 10.0, tuple(Outcome(number / 32, 500.0, "right") for number in range(300)))
+@pytest.fixture
+def overloaded():
+    """What an overload made of a server that answers 30 to 34 images/s, asked for by its `capacity`."""
 
-    found: Overload = overload(lambda **_: run, lambda: next(windows), rate=96, seconds=10, seed=0)
+    def run(capacity):
+        windows, asked = iter([Window(300, 0, 10.0, ()), Window(340, 0, 10.0, ())]), []
+
+        def arrive(*, rate, seconds, seed):
+            asked.append(rate)
+            return Run(rate, seconds, tuple(Outcome(number / 32, 500.0, "right") for number in range(300)))
+
+        found = overload(arrive, lambda: next(windows), capacity=capacity, factor=3, seconds=10.0, seed=0)
+        return found, asked
+
+    return run
+
+
+def test_goodput_under_overload_is_a_share_of_the_windows_beside_it(overloaded):
+    found, _ = overloaded(28.0)
 
     assert found.peak == 32
     assert found.share(1000) == pytest.approx(300 / 320)
     assert found.share(100) == 0
+
+
+@pytest.mark.parametrize(("capacity", "rate"), [(2.0, 90.0), (31.0, 93.0), (0.0, 90.0)])
+def test_a_capacity_that_was_found_too_low_does_not_make_an_overload_into_none(overloaded, capacity, rate):
+    _, asked = overloaded(capacity)
+
+    assert asked == [rate]
