@@ -64,6 +64,7 @@ def create_app(settings: Settings | None = None, connect: Callable[[Settings], I
         try:
             yield
         finally:
+            await app.state.services.predictions.close()
             await inference.close()
             await database.close()
 

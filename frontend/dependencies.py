@@ -53,7 +53,7 @@ class Visit:
         return security.csrf_token(self.token)
 
 
-def services(request: Request) -> Services:
+async def services(request: Request) -> Services:  # not a plain function: FastAPI would call that in a thread
     """The services of the application that answers this request."""
     found: Services = request.app.state.services
     return found

@@ -12,22 +12,23 @@ import binascii
 import hashlib
 import struct
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Final, NamedTuple, Protocol
-from uuid import UUID
+from typing import Any, Final, NamedTuple, Protocol
+from uuid import UUID, uuid4
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import ColumnElement, delete, select, tuple_
+from sqlalchemy import BindParameter, ColumnElement, bindparam, delete, select, tuple_
 from sqlalchemy.dialects.postgresql import insert
 
 from dermserve import image, labels
 from dermserve.errors import IdempotencyConflict, InferenceUnavailable, NotFound, RequestInvalid
 from dermserve.model_card import ModelCard
 from frontend.accounts import Caller
-from frontend.database import Database
+from frontend.database import Database, Statement
+from frontend.grouped import Grouped
 from frontend.metrics import Metrics
 from frontend.models import Prediction
 
@@ -36,6 +37,8 @@ _CURSOR: Final = struct.Struct(">q16s")
 _MICROSECOND: Final = timedelta(microseconds=1)
 _INLINE_BYTES: Final = 256 * 1024  # hashing more than this takes long enough to be worth a thread
 _RUNTIME_S: Final = 10.0
+
+_OwnKey = tuple[UUID, str]  # owner and idempotency key
 
 
 class Inference(Protocol):
@@ -80,6 +83,8 @@ class Predictions:
         self._point = card.operating_point(operating_point)
         self._metrics = metrics
         self._runtime: tuple[float, tuple[str, str]] | None = None
+        self._find_in_group = Grouped(self._find_each)
+        self._store_in_group = Grouped(self._store_each)
 
     async def analyse(
         self, caller: Caller, data: bytes, *, key: str | None = None, filename: str | None = None
@@ -106,7 +111,8 @@ class Predictions:
         outputs = await self._infer(data, bulk=caller.machine)
         runtime, precision = await self._runtime_and_precision()
         probabilities = outputs["probabilities"][0]
-        row = {
+        row: dict[str, object] = {
+            "id": uuid4(),
             "owner_id": caller.user_id,
             "idempotency_key": key,
             "filename": filename,
@@ -141,7 +147,7 @@ class Predictions:
             NotFound: there is none that this caller may see.
         """
         async with self._database.transaction() as session:
-            found = await session.scalar(select(Prediction).where(Prediction.id == prediction_id, _visible_to(caller)))
+            found = await session.scalar(select(Prediction).where(Prediction.id == prediction_id, _visible_to(caller.user_id)))
         if found is None:
             raise NotFound("There is no such result.")
         return found
@@ -152,7 +158,7 @@ class Predictions:
         Raises:
             NotFound: there is none that this caller may see.
         """
-        query = delete(Prediction).where(Prediction.id == prediction_id, _visible_to(caller)).returning(Prediction.id)
+        query = delete(Prediction).where(Prediction.id == prediction_id, _visible_to(caller.user_id)).returning(Prediction.id)
         async with self._database.transaction() as session:
             if await session.scalar(query) is None:
                 raise NotFound("There is no such result.")
@@ -163,7 +169,7 @@ class Predictions:
         Raises:
             RequestInvalid: `cursor` is not one that an earlier page gave.
         """
-        query = select(Prediction).where(_visible_to(caller))
+        query = select(Prediction).where(_visible_to(caller.user_id))
         if cursor is not None:
             query = query.where(tuple_(Prediction.created_at, Prediction.id) < tuple_(*_read_cursor(cursor)))
         query = query.order_by(Prediction.created_at.desc(), Prediction.id.desc()).limit(limit + 1)
@@ -183,25 +189,40 @@ class Predictions:
             if cursor is None:
                 return
 
+    async def close(self) -> None:
+        """Return when every result under way is committed or refused."""
+        await self._find_in_group.drain()
+        await self._store_in_group.drain()
+
     async def _find(self, caller: Caller, key: str, digest: bytes) -> Prediction | None:
-        query = select(Prediction).where(Prediction.idempotency_key == key, _visible_to(caller))
-        async with self._database.transaction() as session:
-            found = await session.scalar(query)
-        if found is not None and found.image_sha256 != digest:
+        found = await self._find_in_group((caller.user_id, key))
+        if found is not None and found["image_sha256"] != digest:
             raise IdempotencyConflict("This Idempotency-Key was used before with another image.")
-        return found
+        return Prediction(**found) if found is not None else None
+
+    async def _find_each(self, wanted: Sequence[_OwnKey]) -> Sequence[Mapping[str, Any] | None]:
+        # Each but once: two requests may want the same.
+        values = [{"owner_id": owner, "idempotency_key": key} for owner, key in set(wanted)]
+        rows = await self._database.fetch_each(_FIND, values)
+        found = {(row["owner_id"], row["idempotency_key"]): row for row in rows}
+        return [found.get(one) for one in wanted]
 
     async def _store(self, caller: Caller, key: str, digest: bytes, row: dict[str, object]) -> Analysed:
-        statement = insert(Prediction).values(row).on_conflict_do_nothing().returning(Prediction)
         while True:
-            async with self._database.transaction() as session:
-                inserted = await session.scalar(statement)
-            if inserted is not None:
-                return Analysed(inserted, created=True)
+            created_at = await self._store_in_group(row)
+            if created_at is not None:
+                return Analysed(Prediction(**row, created_at=created_at), created=True)
             # Somebody else sent the same key meanwhile; unless that row was deleted since, it is the answer.
             stored = await self._find(caller, key, digest)
             if stored is not None:
                 return Analysed(stored, created=False)
+
+    async def _store_each(self, rows: Sequence[dict[str, object]]) -> Sequence[datetime | None]:
+        """When each row was stored; None where its key was there already."""
+        # In one order everywhere: two processes that store the same keys crosswise would wait for each other for good.
+        ordered = sorted(rows, key=lambda row: (str(row["owner_id"]), str(row["idempotency_key"])))
+        stored = {row["id"]: row["created_at"] for row in await self._database.fetch_each(_STORE, ordered)}
+        return [stored.get(row["id"]) for row in rows]
 
     async def _infer(self, data: bytes, *, bulk: bool) -> dict[str, NDArray[np.float32]]:
         wanted = ["probabilities", "diagnoses", "cam", "region"]
@@ -235,9 +256,23 @@ class Predictions:
         return bool(outputs["ood"][0, 0] > self._card.ood.thresholds["ood"])
 
 
-def _visible_to(caller: Caller) -> ColumnElement[bool]:
-    """Which results a caller may see, list and delete: their own."""
-    return Prediction.owner_id == caller.user_id
+def _visible_to(owner: UUID | BindParameter[UUID]) -> ColumnElement[bool]:
+    """Which results a user may see, list and delete: their own."""
+    return Prediction.owner_id == owner
+
+
+_COLUMNS: Final = Prediction.__table__.columns
+_FIND: Final = Statement(
+    select(*_COLUMNS).where(
+        Prediction.idempotency_key == bindparam("idempotency_key"), _visible_to(bindparam("owner_id"))
+    )
+)
+_STORE: Final = Statement(
+    insert(Prediction)
+    .values({column.name: bindparam(column.name) for column in _COLUMNS if column.name != "created_at"})
+    .on_conflict_do_nothing()
+    .returning(Prediction.id, Prediction.created_at)
+)
 
 
 async def _examine(data: bytes) -> tuple[image.Header, bytes]:
