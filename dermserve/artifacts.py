@@ -7,6 +7,8 @@ it lies on skin and lesion alike, and painting over it would invent what is belo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import cache
 from typing import Final
 
 import numpy as np
@@ -29,19 +31,30 @@ _DIRECTIONS: Final = tuple(
     for step in ((down, right), (right, -down))
 )
 _ACROSS: Final = ((0, 1), (1, 0), (1, 1), (1, -1))
+_BANDS: Final = 8  # one for each bit of a byte
+
+
+def planes(pixels: Pixels) -> tuple[Pixels, ...]:
+    """The channels one by one: uint8 [H, W, 3] → three of [H, W], contiguous and so many times quicker to work with."""
+    return tuple(pixels[..., channel].copy() for channel in range(3))
 
 
 def hair(pixels: Pixels) -> Mask:
     """Where long thin lines lie, dark or fair: bool [H, W] of a prepared image uint8 [H, W, 3]."""
+    return hair_in(planes(pixels))
+
+
+def hair_in(planes: Sequence[Pixels]) -> Mask:
+    """`hair` of an image's `planes`."""
     # The brightest channel: hair is dark in all three, the pigment network lets red pass.
-    red, green, blue = (pixels[..., channel] for channel in range(3))
-    views = np.empty((2, *pixels.shape[:2]), np.uint8)
-    np.maximum(np.maximum(red, green), blue, out=views[0])  # an order of magnitude quicker than `max(axis=2)`
-    views[1] = (red.astype(np.uint16) + green + blue) // 3
-    np.invert(views[1], out=views[1])
-    filled = _filled(views)
+    red, green, blue = planes
+    dark = _filled(np.maximum(np.maximum(red, green), blue))
+    total = red.astype(np.uint16)
+    total += green
+    total += blue
+    fair = _filled(np.invert((total // 3).astype(np.uint8)))
     # An opening of the thresholded picture is the thresholded opening, and one bit a pixel is less to move.
-    return _lines(np.maximum(filled[0], filled[1]) > _CONTRAST)
+    return _lines(np.maximum(dark, fair) > _CONTRAST)
 
 
 def remove(pixels: Pixels) -> Pixels:
@@ -67,49 +80,88 @@ def remove(pixels: Pixels) -> Pixels:
 
 
 def _lines(mask: Mask) -> Mask:
-    """What lasts along a straight line of `_LENGTH`: the union of the openings over all directions."""
-    padded = np.pad(mask.view(np.uint8), _LENGTH)
-    flat, found = padded.reshape(-1), np.zeros(padded.size, np.uint8)
+    """What lasts along a straight line of `_LENGTH`: the union of the openings over all directions.
+
+    Eight bands of rows are worked on at once, as the bits of a byte; each holds as many rows of its neighbours as a line
+    can reach.
+    """
+    height, width = mask.shape
+    rows, wide = -(-height // _BANDS), width + _LENGTH
+    picture = np.zeros((rows * _BANDS + 2 * _LENGTH, wide), np.uint8)
+    picture[_LENGTH : _LENGTH + height, :width] = mask
+    bands = [picture[band * rows : (band + 1) * rows + 2 * _LENGTH].reshape(-1) for band in range(_BANDS)]
+    packed = bands[-1].copy()
+    for band in bands[-2::-1]:
+        packed += packed  # quicker than a shift
+        packed |= band
+    found, scratch = np.zeros_like(packed), (np.empty_like(packed), np.empty_like(packed))
     for down, right in _DIRECTIONS:
-        count = round(_LENGTH / float(np.hypot(down, right)))
-        step = down * padded.shape[1] + right
-        eroded = _along(flat, step, count, np.bitwise_and)
-        if eroded.any():
-            np.bitwise_or(found, _along(eroded, -step, count, np.bitwise_or), out=found)
-    inside: Mask = found.reshape(padded.shape)[_LENGTH:-_LENGTH, _LENGTH:-_LENGTH].view(np.bool_)
-    return inside
+        count, step = round(_LENGTH / float(np.hypot(down, right))), down * wide + right
+        opened = _along(packed, step, count, (np.bitwise_and, np.bitwise_or), scratch)
+        known = found[(count - 1) * step :][: opened.size]
+        np.bitwise_or(known, opened, out=known)
+    inside = found.reshape(-1, wide)[_LENGTH:-_LENGTH, :width]
+    unpacked = np.concatenate([inside & (1 << bit) for bit in range(_BANDS)])
+    lines: Mask = unpacked[:height] != 0
+    return lines
 
 
-def _filled(images: Pixels) -> Pixels:
+def _filled(image: Pixels) -> Pixels:
     """How much the largest closing over four directions brightens dark structures thinner than `_WIDTH`.
 
-    uint8 [N, H, W] → the same shape.
+    uint8 [H, W] → the same shape.
     """
-    padded = np.pad(images, ((0, 0), (_WIDTH, _WIDTH), (_WIDTH, _WIDTH)), mode="edge")
+    padded = _edged(image, _WIDTH)
     flat = padded.reshape(-1)
-    found = flat.copy()
+    found, scratch = flat.copy(), (np.empty_like(flat), np.empty_like(flat))
     for down, right in _ACROSS:
-        step = down * padded.shape[2] + right
-        dilated = _along(flat, step, _WIDTH, np.maximum)
-        np.maximum(found, _along(dilated, -step, _WIDTH, np.minimum), out=found)
-    brightened: Pixels = (found - flat).reshape(padded.shape)[:, _WIDTH:-_WIDTH, _WIDTH:-_WIDTH]
+        step = down * padded.shape[1] + right
+        closed = _along(flat, step, _WIDTH, (np.maximum, np.minimum), scratch)
+        known = found[(_WIDTH - 1) * step :][: closed.size]
+        np.maximum(known, closed, out=known)
+    found -= flat
+    brightened: Pixels = found.reshape(padded.shape)[_WIDTH:-_WIDTH, _WIDTH:-_WIDTH]
     return brightened
 
 
-def _along(flat: Pixels, step: int, count: int, extreme: np.ufunc) -> Pixels:
-    """The extreme over each pixel itself and the `count` − 1 next ones, each `step` further in the flattened picture.
+def _edged(image: Pixels, margin: int) -> Pixels:
+    """`np.pad` of mode "edge", at a fraction of its time."""
+    height, width = image.shape
+    padded = np.empty((height + 2 * margin, width + 2 * margin), image.dtype)
+    within = padded[margin:-margin]
+    within[:, margin:-margin] = image
+    within[:, :margin], within[:, -margin:] = image[:, :1], image[:, -1:]
+    padded[:margin], padded[-margin:] = within[0], within[-1]
+    return padded
 
-    A margin as wide as the line is long keeps neighbouring rows apart. Doubling makes it log2(count) passes over
-    contiguous memory (van Herk's idea with whole-array operations).
+
+def _along(
+    flat: Pixels, step: int, count: int, extremes: tuple[np.ufunc, np.ufunc], scratch: tuple[Pixels, Pixels]
+) -> Pixels:
+    """A closing or opening by a line of `count` pixels, each `step` further in the flattened picture.
+
+    The first extreme is taken over each pixel and the `count` − 1 next ones, the second over the results of those before
+    it. A margin as wide as the line is long keeps neighbouring rows apart. The result lies in one of `scratch` and lacks
+    the first and the last (`count` − 1) · `step` pixels, whose lines leave the picture. Doubling makes each extreme
+    log2(`count`) passes over contiguous memory (van Herk's idea with whole-array operations).
     """
-    reached, done = flat, 1
-    while done < count:
-        jump = min(done, count - done)
-        away, further = abs(step) * jump, reached.copy()
-        here, there = (slice(None, -away), slice(away, None)) if step > 0 else (slice(away, None), slice(None, -away))
-        extreme(reached[here], reached[there], out=further[here])
-        reached, done = further, done + jump
+    reached, (out, spare) = flat, scratch
+    for extreme in extremes:
+        for jump in _jumps(count):
+            size = reached.size - step * jump
+            reached = extreme(reached[:size], reached[-size:], out=out[:size])
+            out, spare = spare, out
     return reached
+
+
+@cache
+def _jumps(count: int) -> tuple[int, ...]:
+    """By how much to move what has been reached until each place has reached `count` of them."""
+    jumps, done = [], 1
+    while done < count:
+        jumps.append(min(done, count - done))
+        done += jumps[-1]
+    return tuple(jumps)
 
 
 def _grown(mask: Mask) -> Mask:

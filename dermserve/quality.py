@@ -6,6 +6,7 @@ score is 0…1 and reaches ½ where the flag is raised; `docs/abstention.md` say
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Final
 
@@ -46,7 +47,8 @@ _TINT: Final = 4.2
 
 def measure(pixels: Pixels) -> NDArray[np.float32]:
     """Scores of a prepared image (uint8 [300, 300, 3]): float32 [4] in the order of `labels.QUALITY_FLAGS`, 0…1."""
-    scores = (_blurry(pixels), _hairy(pixels), _marker_pen(pixels), _color_tint(pixels))
+    planes = artifacts.planes(pixels)
+    scores = (_blurry(pixels), _hairy(planes), _marker_pen(planes), _color_tint(planes))
     return np.array(scores, np.float32)
 
 
@@ -61,47 +63,64 @@ def _blurry(pixels: Pixels) -> float:
     return _DETAIL / (_DETAIL + excess)
 
 
-def _hairy(pixels: Pixels) -> float:
-    share = float(artifacts.hair(pixels).mean())
+def _hairy(planes: Sequence[Pixels]) -> float:
+    share = float(artifacts.hair_in(planes).mean())
     return share / (share + _HAIR)
 
 
-def _marker_pen(pixels: Pixels) -> float:
+def _marker_pen(planes: Sequence[Pixels]) -> float:
     """Strokes and dots that are far bluer or greener than the skin at the rim. The middle does not count: that is where
     the lesion is, and blue naevi and veils are blue, too.
     """
-    small = np.asarray(Image.fromarray(pixels).reduce(2))
-    red, green, blue = (np.ascontiguousarray(small[..., channel]) for channel in range(3))
+    red, green, blue = map(_reduced, planes)
     largest = np.maximum(np.maximum(red, green), blue)
     smallest = np.minimum(np.minimum(red, green), blue)
     seen = largest > 40  # black says nothing about colour
+    colourful = (largest > red) & seen & (largest - smallest > _INK_CHROMA)
+    if not (colourful & ~_middle(seen.shape, 0.5)).any():
+        return 0.0  # as on nearly all images: skin is red
     rim = seen & ~_middle(seen.shape, 0.9)
     if rim.mean() < 0.02:
         return 0.0
     log_red = _LOG[red]
     bluer, greener = _LOG[blue] - log_red, _LOG[green] - log_red
-    ink = (
-        seen
-        & (largest - smallest > _INK_CHROMA)
-        & (
-            ((bluer - np.median(bluer[rim]) > _INK_BLUER) & (blue > red))
-            | ((greener - np.median(greener[rim]) > _INK_BLUER) & (green > red))
-        )
+    ink = colourful & (
+        ((bluer - np.median(bluer[rim]) > _INK_BLUER) & (blue > red))
+        | ((greener - np.median(greener[rim]) > _INK_BLUER) & (green > red))
     )
     strokes = ink & ~_opened(ink, _INK_WIDTH // 2) & ~_middle(ink.shape, 0.5)
     share = float(strokes.mean())
     return share / (share + _INK)
 
 
-def _color_tint(pixels: Pixels) -> float:
-    coarse = pixels[::4, ::4].reshape(-1, 3)
-    lit = coarse[coarse.max(axis=1) > 60]
-    if len(lit) < len(coarse) // 10:
-        lit = coarse
-    red, green, blue = np.median(lit, axis=0).astype(np.float32) + 1
+def _color_tint(planes: Sequence[Pixels]) -> float:
+    coarse = [plane[::4, ::4].copy() for plane in planes]
+    lit = np.maximum(np.maximum(coarse[0], coarse[1]), coarse[2]) > 60
+    if np.count_nonzero(lit) < lit.size // 10:
+        lit[:] = True
+    red, green, blue = np.array([_median(levels[lit]) for levels in coarse], np.float32) + 1
     chroma = np.array([np.log(red / green), np.log(blue / green)], np.float32)
     away = float(np.linalg.norm((chroma - _SKIN[0]) / _SKIN[1]))
     return away**4 / (away**4 + _TINT**4)
+
+
+def _median(levels: Pixels) -> float:
+    """As `np.median`, many times quicker for as few different values."""
+    reached = np.cumsum(np.bincount(levels, minlength=256))
+    below, above = np.searchsorted(reached, ((levels.size - 1) // 2, levels.size // 2), side="right")
+    return float(below + above) / 2
+
+
+def _reduced(plane: Pixels) -> Pixels:
+    """Means of 2×2 pixels, halves rounded up: uint8 [2H, 2W] → [H, W]."""
+    # Two neighbours at once as one number of 16 bits: contiguous memory is many times quicker than every second byte.
+    pairs = plane.view(np.uint16)
+    sums = pairs & 255
+    sums += pairs >> 8
+    means = sums[0::2] + sums[1::2]
+    means += 2
+    means >>= 2
+    return means.astype(np.uint8)
 
 
 def _grey(pixels: Pixels) -> NDArray[np.float32]:
