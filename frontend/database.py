@@ -11,7 +11,7 @@ from typing import Any
 import asyncpg
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Connection, Executable, text
+from sqlalchemy import ClauseElement, Connection, text
 from sqlalchemy.dialects.postgresql.asyncpg import dialect
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
@@ -71,7 +71,7 @@ def engine_url(url: str) -> URL:
 class Statement:
     """The text of a statement with named parameters, made once: the work of SQLAlchemy, which the hot path saves."""
 
-    def __init__(self, statement: Executable) -> None:
+    def __init__(self, statement: ClauseElement) -> None:
         compiled = statement.compile(dialect=dialect())  # type: ignore[no-untyped-call]
         self.text = str(compiled)
         self._names: Sequence[str] = compiled.positiontup or ()

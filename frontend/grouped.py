@@ -63,7 +63,7 @@ class Grouped(Generic[Item, Outcome]):
     async def _settle(self, group: Sequence[tuple[Item, asyncio.Future[Outcome]]]) -> None:
         try:
             outcomes = await self._work([item for item, _ in group])
-        except Exception as error:  # noqa: BLE001  it is the callers'
+        except Exception as error:
             if len(group) > 1 and not isinstance(error, DermserveError):
                 for one in group:  # one of them is bad; the others are to know nothing of it
                     await self._settle([one])

@@ -147,7 +147,9 @@ class Predictions:
             NotFound: there is none that this caller may see.
         """
         async with self._database.transaction() as session:
-            found = await session.scalar(select(Prediction).where(Prediction.id == prediction_id, _visible_to(caller.user_id)))
+            found = await session.scalar(
+                select(Prediction).where(Prediction.id == prediction_id, _visible_to(caller.user_id))
+            )
         if found is None:
             raise NotFound("There is no such result.")
         return found
@@ -158,7 +160,11 @@ class Predictions:
         Raises:
             NotFound: there is none that this caller may see.
         """
-        query = delete(Prediction).where(Prediction.id == prediction_id, _visible_to(caller.user_id)).returning(Prediction.id)
+        query = (
+            delete(Prediction)
+            .where(Prediction.id == prediction_id, _visible_to(caller.user_id))
+            .returning(Prediction.id)
+        )
         async with self._database.transaction() as session:
             if await session.scalar(query) is None:
                 raise NotFound("There is no such result.")
