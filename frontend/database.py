@@ -18,6 +18,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, Operationa
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.pool import NullPool
+from sqlalchemy.sql.compiler import SQLCompiler
 
 from dermserve.errors import DatabaseUnavailable, Overloaded, StartupError
 from dermserve.settings import Settings
@@ -73,6 +74,7 @@ class Statement:
 
     def __init__(self, statement: ClauseElement) -> None:
         compiled = statement.compile(dialect=dialect())  # type: ignore[no-untyped-call]
+        assert isinstance(compiled, SQLCompiler)
         self.text = str(compiled)
         self._names: Sequence[str] = compiled.positiontup or ()
 
