@@ -19,12 +19,12 @@ from typing import Final
 from uuid import UUID
 
 from pwdlib import PasswordHash
-from sqlalchemy import delete, select, update
+from sqlalchemy import bindparam, delete, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import IntegrityError
 
 from dermserve.errors import Conflict, NotFound, RequestInvalid
-from frontend.database import Database
+from frontend.database import Database, Statement
 from frontend.models import ApiKey, User, WebSession
 
 PASSWORD_MIN: Final = 12
@@ -40,6 +40,13 @@ _LAST_USED_STEP: Final = timedelta(minutes=1)  # writing the time of every singl
 _MAX_KEYS: Final = 50
 _KEY_TRUSTED_S: Final = 0.5  # a revoked key stops within it, in every process
 _MAX_TRUSTED: Final = 1000
+
+
+_BY_KEY: Final = Statement(
+    select(User.id, User.email, User.is_admin, ApiKey.last_used_at)
+    .join(ApiKey, ApiKey.user_id == User.id)
+    .where(ApiKey.key_sha256 == bindparam("key_sha256"), ApiKey.revoked_at.is_(None))
+)
 
 
 @dataclass(frozen=True)
@@ -169,20 +176,14 @@ class Accounts:
         return caller
 
     async def _look_up_key(self, digest: bytes) -> Caller | None:
-        now = datetime.now(UTC)
-        query = (
-            select(ApiKey, User)
-            .join(User, ApiKey.user_id == User.id)
-            .where(ApiKey.key_sha256 == digest, ApiKey.revoked_at.is_(None))
-        )
-        async with self._database.transaction() as session:
-            row = (await session.execute(query)).first()
-            if row is None:
-                return None
-            api_key, user = row
-            if api_key.last_used_at is None or now - api_key.last_used_at > _LAST_USED_STEP:
-                await session.execute(update(ApiKey).where(ApiKey.id == api_key.id).values(last_used_at=now))
-        return _caller(user, machine=True)
+        rows = await self._database.fetch_each(_BY_KEY, [{"key_sha256": digest}])
+        if not rows:
+            return None
+        [found], now = rows, datetime.now(UTC)
+        if found["last_used_at"] is None or now - found["last_used_at"] > _LAST_USED_STEP:
+            async with self._database.transaction() as session:
+                await session.execute(update(ApiKey).where(ApiKey.key_sha256 == digest).values(last_used_at=now))
+        return Caller(user_id=found["id"], email=found["email"], is_admin=found["is_admin"], machine=True)
 
     async def keys(self, owner: UUID) -> Sequence[ApiKey]:
         """All keys of a user, newest first, revoked ones included."""
@@ -262,5 +263,5 @@ def _sha256(secret: str) -> bytes:
     return hashlib.sha256(secret.encode()).digest()
 
 
-def _caller(user: User, *, machine: bool = False) -> Caller:
-    return Caller(user_id=user.id, email=user.email, is_admin=user.is_admin, machine=machine)
+def _caller(user: User) -> Caller:
+    return Caller(user_id=user.id, email=user.email, is_admin=user.is_admin)

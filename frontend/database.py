@@ -30,7 +30,7 @@ _MIGRATIONS = Path(__file__).with_name("migrations")
 _MIGRATION_LOCK = 0x6465726D  # "derm": any number will do as long as every replica takes the same one
 _CONNECT_S = 5.0
 _STATEMENT_S = 20.0
-_DIRECT = 4  # connections beside SQLAlchemy's
+_DIRECT = 6  # connections beside SQLAlchemy's, of which results take four at most
 # SQLSTATE classes: connection exception, operator intervention (shutdown, starting up), insufficient resources, and
 # what an operator can mend while we run: no such database, wrong password.
 _PASSING_SQLSTATES = ("08", "57", "53", "3D", "28")

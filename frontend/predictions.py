@@ -146,10 +146,9 @@ class Predictions:
         Raises:
             NotFound: there is none that this caller may see.
         """
+        query = select(Prediction).where(Prediction.id == prediction_id, _visible_to(caller.user_id))
         async with self._database.transaction() as session:
-            found = await session.scalar(
-                select(Prediction).where(Prediction.id == prediction_id, _visible_to(caller.user_id))
-            )
+            found = await session.scalar(query)
         if found is None:
             raise NotFound("There is no such result.")
         return found
@@ -160,13 +159,9 @@ class Predictions:
         Raises:
             NotFound: there is none that this caller may see.
         """
-        query = (
-            delete(Prediction)
-            .where(Prediction.id == prediction_id, _visible_to(caller.user_id))
-            .returning(Prediction.id)
-        )
+        query = delete(Prediction).where(Prediction.id == prediction_id, _visible_to(caller.user_id))
         async with self._database.transaction() as session:
-            if await session.scalar(query) is None:
+            if await session.scalar(query.returning(Prediction.id)) is None:
                 raise NotFound("There is no such result.")
 
     async def page(self, caller: Caller, *, limit: int, cursor: str | None = None) -> Page:
@@ -207,7 +202,6 @@ class Predictions:
         return Prediction(**found) if found is not None else None
 
     async def _find_each(self, wanted: Sequence[_OwnKey]) -> Sequence[Mapping[str, Any] | None]:
-        # Each but once: two requests may want the same.
         values = [{"owner_id": owner, "idempotency_key": key} for owner, key in set(wanted)]
         rows = await self._database.fetch_each(_FIND, values)
         found = {(row["owner_id"], row["idempotency_key"]): row for row in rows}
