@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
+from hashlib import sha256
 
 import asyncpg
 import httpx
@@ -117,6 +118,17 @@ def test_rows_that_wait_share_a_transaction(own_database: Server) -> None:
         answer.json()["id"]: f"{number}.jpg" for number, answer in enumerate(answers)
     }
     assert max(Counter(row["xmin"] for row in rows).values()) > SENDERS // 2
+
+
+def test_every_sender_is_told_of_its_own_image(own_database: Server) -> None:
+    """New ones and repeats in one group, whose rows are not stored in the order in which they came."""
+    key, bodies = new_key(own_database.settings), [body for body in different(SENDERS // 2) for _ in range(2)]
+    answers = asyncio.run(send_while_blocked(own_database, bodies, [key]))
+    assert [answer.json()["image"]["sha256"] for answer in answers] == [sha256(body).hexdigest() for body in bodies]
+    assert Counter(answer.status_code for answer in answers) == {201: SENDERS // 2, 200: SENDERS // 2}
+    for answer in answers:
+        url = f"{own_database.url}/v1/predictions/{answer.json()['id']}"
+        assert httpx.get(url, headers={"Authorization": f"Bearer {key}"}).json() == answer.json()
 
 
 def test_a_row_that_is_refused_does_not_fail_its_neighbours(cluster: Cluster, own_database: Server) -> None:
