@@ -72,3 +72,36 @@ def test_hair_in_a_corner_is_removed_to_its_end() -> None:
     for row in range(120):
         crossed[row, max(0, row - 1) : row + 2] = 30
     assert np.array_equal(artifacts.remove(crossed), skin)
+
+
+@pytest.mark.parametrize("shape", [(300, 300), (61, 90), (17, 40)])
+def test_lines_are_openings_over_sixteen_directions(shape: tuple[int, int]) -> None:
+    rng = np.random.default_rng(shape[0])
+    mask = rng.random(shape) < 0.2
+    for _ in range(12):  # lines across what the function works on in parts
+        row, column, turn = rng.integers(shape[0]), rng.integers(shape[1]), rng.uniform(0, np.pi)
+        steps = np.arange(-60, 60, 0.2)
+        rows, columns = (row + steps * np.sin(turn)).astype(int), (column + steps * np.cos(turn)).astype(int)
+        within = (rows >= 0) & (rows < shape[0]) & (columns >= 0) & (columns < shape[1])
+        mask[rows[within], columns[within]] = True
+    wide = np.pad(mask, 60)
+    expected = np.zeros_like(wide)
+    for down, right in artifacts._DIRECTIONS:
+        count = round(artifacts._LENGTH / np.hypot(down, right))
+        offsets = [(step * down, step * right) for step in range(count)]
+        eroded = np.all([np.roll(wide, (-y, -x), (0, 1)) for y, x in offsets], axis=0)
+        expected |= np.any([np.roll(eroded, offset, (0, 1)) for offset in offsets], axis=0)
+    assert expected.any()
+    assert np.array_equal(artifacts._lines(mask), expected[60:-60, 60:-60])
+
+
+def test_filling_is_a_closing_over_four_directions() -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (50, 70), dtype=np.uint8)
+    wide, margin = np.pad(picture, 2 * artifacts._WIDTH, mode="edge"), 2 * artifacts._WIDTH
+    closings = []
+    for down, right in artifacts._ACROSS:
+        offsets = [(step * down, step * right) for step in range(artifacts._WIDTH)]
+        dilated = np.max([np.roll(wide, (-y, -x), (0, 1)) for y, x in offsets], axis=0)
+        closings.append(np.min([np.roll(dilated, offset, (0, 1)) for offset in offsets], axis=0))
+    expected = np.max(closings, axis=0)[margin:-margin, margin:-margin] - picture
+    assert np.array_equal(artifacts._filled(picture), expected)

@@ -86,6 +86,17 @@ def test_a_blank_image_has_scores(level: int) -> None:
     assert "blurry" in flags(np.full((300, 300, 3), level, np.uint8))
 
 
+@pytest.mark.parametrize("size", [1, 2, 999, 1000])
+def test_the_median_by_counting_is_the_median(size: int) -> None:
+    levels = np.random.default_rng(size).integers(0, 256, size, dtype=np.uint8)
+    assert quality._median(levels) == np.median(levels)
+
+
+def test_a_reduced_plane_is_pillows() -> None:
+    plane = np.random.default_rng(0).integers(0, 256, (300, 300), dtype=np.uint8)
+    assert np.array_equal(quality._reduced(plane), np.asarray(Image.fromarray(plane).reduce(2)))
+
+
 @pytest.mark.skipif(not REAL.is_dir(), reason="needs ../shared/data/isic2017-test")
 def test_few_real_images_are_flagged() -> None:
     files = sorted(REAL.glob("*.jpg"))[::8]
