@@ -20,7 +20,7 @@ from pathlib import Path
 
 import asyncpg
 
-from deploy import triton
+from deploy import repository, triton
 from deploy.postgres import Postgres, create_database
 from deploy.processes import Child
 from dermserve.errors import StartupError
@@ -100,7 +100,7 @@ async def _start(settings: Settings, cleanup: contextlib.AsyncExitStack, stopped
 
 
 def _with_own_models(settings: Settings) -> Settings:
-    """Serve a copy of the model repository, made now.
+    """Serve a copy of the model repository, made now and fitted to this machine.
 
     An export while the stack runs then changes nothing until the next start: a Triton that is started anew would else
     load weights of which the web server, with the old card in memory, knows neither version nor threshold.
@@ -110,6 +110,7 @@ def _with_own_models(settings: Settings) -> Settings:
     shutil.copytree(
         settings.model_repository, copy, ignore=shutil.ignore_patterns("__pycache__", ".export-*", "*.plan")
     )
+    repository.fit(copy, settings)
     return settings.model_copy(update={"model_repository": copy})
 
 

@@ -36,6 +36,16 @@ class Settings(BaseSettings):
     triton_http_port: int = Field(8003, ge=1, le=65535)
     triton_metrics_port: int = Field(8002, ge=1, le=65535)
     inference_timeout_s: float = Field(30.0, gt=0, description="Deadline of one inference call, retries included.")
+    cpu_cores: int | None = Field(
+        None, ge=1, le=1024, description="Cores to fit Triton's instances and queues to; unset: those it may use."
+    )
+    classifier_batch: int | None = Field(
+        None, ge=1, le=64, description="Images that one CPU instance computes at once; unset: by precision."
+    )
+    triton_trace_url: str | None = Field(
+        None, pattern="^https?://", description="OTLP/HTTP collector for Triton's traces, http://host:4318/v1/traces."
+    )
+    triton_trace_rate: int = Field(100, ge=1, description="One of this many requests is traced.")
 
     database_url: str | None = Field(None, description="postgresql://… ; unset: start the embedded PostgreSQL.")
 

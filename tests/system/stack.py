@@ -55,6 +55,7 @@ class Stack:
             **os.environ,
             **{f"DERMSERVE_{name}": str(port) for name, port in self.ports.items()},
             "DERMSERVE_STATE_DIR": str(state_dir),
+            "DERMSERVE_CPU_CORES": "2",  # the tests count stubs
         }
         self.process: subprocess.Popen[str] | None = None
 

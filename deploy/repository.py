@@ -1,0 +1,72 @@
+"""The model repository fitted to one machine: instances and queues from its cores, batches from the precision.
+
+The files in the tree are written for two cores and for callers that wait 30 s. What a stack serves is a copy of them,
+and only that copy is changed.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Final
+
+from google.protobuf import text_format
+from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup, ModelWarmup
+
+from deploy import cores
+from dermserve.errors import StartupError
+from dermserve.settings import Settings
+
+_WRITTEN_FOR_CORES: Final = 2
+_WRITTEN_FOR_S: Final = 30.0
+# Images that a core computes at once. FP32 gains nothing from more than one; INT8 on AMX gains about 18 % from four.
+_BATCH: Final = {"FP32": 1, "INT8": 4}
+
+
+def fit(repository: Path, settings: Settings) -> None:
+    """Rewrite every configuration below `repository` in place.
+
+    Raises:
+        StartupError: one of them is no model configuration.
+    """
+    available = settings.cpu_cores or cores.available()
+    for path in sorted([*repository.glob("*/config.pbtxt"), *repository.glob("*/configs/*.pbtxt")]):
+        try:
+            config = text_format.Parse(path.read_text(), ModelConfig())
+        except text_format.ParseError as error:
+            raise StartupError(f"{path} is no model configuration: {error}") from error
+        _fit_to_cores(config, available)
+        _fit_timeouts(config, settings.inference_timeout_s / _WRITTEN_FOR_S)
+        if "batch" in config.parameters:
+            _fit_batch(config, settings.classifier_batch)
+        path.write_text(text_format.MessageToString(config))
+
+
+def _fit_to_cores(config: ModelConfig, available: int) -> None:
+    """As many instances and as long queues per core as written; a GPU's are its own."""
+    share = available / _WRITTEN_FOR_CORES
+    on_cores = [group for group in config.instance_group if group.kind == ModelInstanceGroup.KIND_CPU]
+    for group in on_cores:
+        group.count = math.ceil(group.count * share)
+    if on_cores:
+        for policy in config.dynamic_batching.priority_queue_policy.values():
+            policy.max_queue_size = math.ceil(policy.max_queue_size * share)
+
+
+def _fit_timeouts(config: ModelConfig, share: float) -> None:
+    for policy in config.dynamic_batching.priority_queue_policy.values():
+        policy.default_timeout_microseconds = round(policy.default_timeout_microseconds * share)
+
+
+def _fit_batch(config: ModelConfig, wanted: int | None) -> None:
+    """Let the batcher form the batches that the instances compute at once, and warm up each size of them."""
+    batch = wanted or _BATCH.get(config.parameters["precision"].string_value, 1)
+    config.parameters["batch"].string_value = str(batch)
+    config.dynamic_batching.preferred_batch_size[:] = [batch]
+    inputs = {
+        tensor.name: ModelWarmup.Input(data_type=tensor.data_type, dims=tensor.dims, zero_data=True)
+        for tensor in config.input
+    }
+    del config.model_warmup[:]
+    for size in range(1, batch + 1):
+        config.model_warmup.append(ModelWarmup(name=f"{size} at once", batch_size=size, inputs=inputs))

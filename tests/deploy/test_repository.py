@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.protobuf import text_format
+from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+from deploy import cores, repository
+from dermserve.errors import StartupError
+from dermserve.settings import Settings
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    copy = tmp_path / "models"
+    shutil.copytree(Settings().model_repository, copy, ignore=shutil.ignore_patterns("*.onnx", "__pycache__"))
+    return copy
+
+
+def fitted(models: Path, **options: Any) -> dict[str, Any]:
+    repository.fit(models, Settings(**options))
+    paths = {path.parent.name: path for path in models.glob("*/config.pbtxt")}
+    paths |= {path.stem: path for path in models.glob("classifier/configs/*.pbtxt")}
+    return {name: text_format.Parse(path.read_text(), ModelConfig()) for name, path in paths.items()}
+
+
+def bulk_queue(config: Any) -> int:
+    return int(config.dynamic_batching.priority_queue_policy[2].max_queue_size)
+
+
+@pytest.mark.parametrize(("available", "instances", "quality"), [(1, 1, 1), (2, 2, 1), (3, 3, 2), (16, 16, 8)])
+def test_instances_and_queues_follow_the_cores_and_a_gpu_is_left_alone(
+    models: Path, available: int, instances: int, quality: int
+) -> None:
+    configs = fitted(models, cpu_cores=available)
+    assert configs["preprocess"].instance_group[0].count == instances
+    assert configs["openvino"].instance_group[0].count == instances
+    assert configs["quality"].instance_group[0].count == quality
+    assert bulk_queue(configs["openvino"]) == 128 * available
+    assert configs["tensorrt"].instance_group[0].count == 2
+    assert bulk_queue(configs["tensorrt"]) == 4096
+
+
+def test_nobody_is_refused_by_a_timeout_while_a_caller_would_still_wait(models: Path) -> None:
+    policies = fitted(models, inference_timeout_s=120)["openvino"].dynamic_batching.priority_queue_policy
+    assert policies[2].default_timeout_microseconds == 120_000_000
+    assert policies[1].default_timeout_microseconds == 40_000_000
+    assert 0 < policies[1].max_queue_size < policies[2].max_queue_size
+
+
+@pytest.mark.parametrize(("precision", "wanted", "batch"), [("FP32", None, 1), ("INT8", None, 4), ("FP32", 3, 3)])
+def test_every_batch_that_is_computed_at_once_was_warmed_up(
+    models: Path, precision: str, wanted: int | None, batch: int
+) -> None:
+    path = models / "classifier/configs/openvino.pbtxt"
+    path.write_text(path.read_text().replace('"FP32"', f'"{precision}"'))
+    config = fitted(models, classifier_batch=wanted)["openvino"]
+    assert list(config.dynamic_batching.preferred_batch_size) == [batch]
+    assert config.parameters["batch"].string_value == str(batch)
+    assert [one.batch_size for one in config.model_warmup] == list(range(1, batch + 1))
+    assert all(list(one.inputs["pixels"].dims) == [300, 300, 3] for one in config.model_warmup)
+
+
+def test_a_file_that_is_no_configuration_is_named(models: Path) -> None:
+    (models / "preprocess/config.pbtxt").write_text("name preprocess")
+    with pytest.raises(StartupError, match=r"preprocess/config\.pbtxt is no model configuration"):
+        repository.fit(models, Settings())
+
+
+def group(root: Path, path: str, **files: str) -> None:
+    folder = root / "sys/fs/cgroup" / path
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (folder / name.replace("__", ".")).write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("parent", "own", "counted"),
+    [("max 100000", "400000 100000", 4), ("150000 100000", "max 100000", 1), ("max 100000", "20000 100000", 1)],
+)
+def test_a_containers_quota_counts_and_so_does_that_of_the_group_around_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parent: str, own: str, counted: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text("0::/pods/this\n")
+    group(tmp_path, "pods", cpu__max=parent)
+    group(tmp_path, "pods/this", cpu__max=own)
+    assert cores.available(tmp_path) == counted
+
+
+def test_quotas_of_the_older_kind_and_machines_without_any(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
+    assert cores.available(tmp_path) == 64
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text("5:memory:/box\n4:cpu,cpuacct:/box\n")
+    group(tmp_path, "cpu/box", cpu__cfs_quota_us="300000", cpu__cfs_period_us="100000")
+    assert cores.available(tmp_path) == 3
+    group(tmp_path, "cpu/box", cpu__cfs_quota_us="-1")
+    assert cores.available(tmp_path) == 64
