@@ -11,7 +11,8 @@ import asyncio
 import random
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -20,6 +21,7 @@ import tritonclient.grpc.aio as triton_aio
 from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
+from dermserve.backlog import Backlog
 from dermserve.errors import DermserveError, InferenceUnavailable, Overloaded, RequestInvalid, from_wire
 
 MODEL: Final = "melanoma"
@@ -48,7 +50,7 @@ _CHANNEL: Final = [
     # With http_proxy in the environment, gRPC would send patients' images, unencrypted, to that proxy.
     ("grpc.enable_http_proxy", 0),
 ]
-# What passes by itself: a server that is down, stops or still loads. Python stubs that died are found by their message.
+# What passes by itself: a server that is down, stops or loads. Python stubs that died are found by their message.
 _PASSING: Final = ("UNAVAILABLE", "NOT_FOUND", "CANCELLED")
 _BATCH_LIMIT: Final = re.compile(r"batch-size must be <= (\d+)")
 
@@ -69,20 +71,23 @@ class TritonClient:
         self._servers = [triton.InferenceServerClient(url, channel_args=_CHANNEL) for url in urls]
         self._timeout_s = timeout_s
         self._turn = 0
+        self._backlog = Backlog()
 
     def infer(self, images: Sequence[bytes], outputs: Sequence[str], *, bulk: bool = False) -> Outputs:
         """See `AsyncTritonClient.infer`."""
         request = _request(images, outputs, bulk)
         self._turn += 1
-        attempt = _Attempts(len(self._servers), self._turn, self._timeout_s, len(images))
-        for server in attempt:
-            try:
-                answer = self._servers[server].infer(client_timeout=attempt.deadline_s, **request)
-            except InferenceServerException as error:
-                time.sleep(attempt.pause_after(error))
-            else:
-                return _read(answer, len(images), outputs)
-        raise attempt.failure
+        hint = partial(self._backlog.retry_after_s, bulk=bulk)
+        attempt = _Attempts(len(self._servers), self._turn, self._timeout_s, len(images), hint)
+        with self._backlog.of(len(images), bulk=bulk):
+            for server in attempt:
+                try:
+                    answer = self._servers[server].infer(client_timeout=attempt.deadline_s, **request)
+                except InferenceServerException as error:
+                    time.sleep(attempt.pause_after(error))
+                else:
+                    return _read(answer, len(images), outputs)
+            raise attempt.failure
 
     def ready(self) -> bool:
         """Whether at least one server answers and has the model loaded."""
@@ -113,6 +118,7 @@ class AsyncTritonClient:
         self._servers = [triton_aio.InferenceServerClient(url, channel_args=_CHANNEL) for url in urls]
         self._timeout_s = timeout_s
         self._turn = 0
+        self._backlog = Backlog()
 
     async def infer(self, images: Sequence[bytes], outputs: Sequence[str], *, bulk: bool = False) -> Outputs:
         """Score encoded images (JPEG, PNG or DICOM), in order.
@@ -128,20 +134,22 @@ class AsyncTritonClient:
         Raises:
             ImageError: an image is refused; the detail names its index when N > 1.
             RequestInvalid: Triton refuses the request itself, such as more images than its largest batch.
-            Overloaded: the server's queue is full, or no server answered before the deadline.
+            Overloaded: every queue is full, or no server answered in time; `retry_after` is the wait for the backlog.
             InferenceUnavailable: no server is up, or it failed on this request.
         """
         request = _request(images, outputs, bulk)
         self._turn += 1
-        attempt = _Attempts(len(self._servers), self._turn, self._timeout_s, len(images))
-        for server in attempt:
-            try:
-                answer = await self._servers[server].infer(client_timeout=attempt.deadline_s, **request)
-            except InferenceServerException as error:
-                await asyncio.sleep(attempt.pause_after(error))
-            else:
-                return _read(answer, len(images), outputs)
-        raise attempt.failure
+        hint = partial(self._backlog.retry_after_s, bulk=bulk)
+        attempt = _Attempts(len(self._servers), self._turn, self._timeout_s, len(images), hint)
+        with self._backlog.of(len(images), bulk=bulk):
+            for server in attempt:
+                try:
+                    answer = await self._servers[server].infer(client_timeout=attempt.deadline_s, **request)
+                except InferenceServerException as error:
+                    await asyncio.sleep(attempt.pause_after(error))
+                else:
+                    return _read(answer, len(images), outputs)
+            raise attempt.failure
 
     async def ready(self) -> bool:
         """Whether at least one server answers and has the model loaded."""
@@ -178,12 +186,15 @@ class AsyncTritonClient:
 class _Attempts:
     """Which server to try next, and when to give up: the part of the retry loop that both clients share."""
 
-    def __init__(self, servers: int, turn: int, timeout_s: float, images: int = 1) -> None:
+    def __init__(
+        self, servers: int, turn: int, timeout_s: float, images: int = 1, hint: Callable[[], int | None] = lambda: None
+    ) -> None:
         self._servers = servers
         self._turn = turn
         self._start = time.monotonic()
         self._timeout_s = timeout_s
         self._images = images
+        self._hint = hint
         self._pause_s = _FIRST_PAUSE_S
         self._tried = 0
         self.failure: DermserveError = InferenceUnavailable()
@@ -216,9 +227,11 @@ class _Attempts:
     def pause_after(self, error: InferenceServerException) -> float:
         """Note the failure; returns the seconds to wait before the next attempt, or raises when none would help."""
         self.failure = _translate(error, self._images)
-        hung = _is_deadline(error) and self._untried
+        if isinstance(self.failure, Overloaded):
+            self.failure.retry_after = self._hint()
+        elsewhere = isinstance(self.failure, Overloaded) and self._untried  # full or hung, and another may not be
         down = isinstance(self.failure, InferenceUnavailable) and _is_passing(error)
-        if not (hung or down) or self._remaining_s <= 0:
+        if not (elsewhere or down) or self._remaining_s <= 0:
             raise self.failure from error
         if self._untried:
             return 0.0  # the next server may well be alive

@@ -19,6 +19,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
 from dermserve import image
+from dermserve.backlog import Backlog
 from dermserve.errors import (
     ImageEmpty,
     ImageTooLarge,
@@ -60,6 +61,7 @@ class Intake:
         self._max_requests = max_requests
         self._bytes = 0
         self._requests = 0
+        self._backlog = Backlog()
 
     @asynccontextmanager
     async def receive(self, request: Request, *, machine: bool) -> AsyncIterator[Upload]:
@@ -73,20 +75,21 @@ class Intake:
         """
         share = _MACHINE_SHARE if machine else 1.0
         if self._requests >= share * self._max_requests:
-            raise Overloaded(retry_after=1)
+            raise Overloaded(retry_after=self._backlog.retry_after_s(bulk=machine))
         self._requests += 1
         held = _Held(self, share)
         try:
-            upload = await _read_image(request, held)
-            held.reduce_to(len(upload.data))
-            yield upload
+            with self._backlog.of(1, bulk=machine):
+                upload = await _read_image(request, held)
+                held.reduce_to(len(upload.data))
+                yield upload
         finally:
             self._requests -= 1
             held.reduce_to(0)
 
     def take(self, size: int, share: float) -> None:
         if self._bytes + size > share * self._max_bytes:
-            raise Overloaded(retry_after=1)
+            raise Overloaded(retry_after=self._backlog.retry_after_s(bulk=share < 1.0))
         self._bytes += size
 
     def give_back(self, size: int) -> None:
