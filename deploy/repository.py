@@ -14,7 +14,9 @@ from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup, ModelWarmup
 
 from deploy import cores
+from dermserve import engine
 from dermserve.errors import StartupError
+from dermserve.model_card import ModelCard
 from dermserve.settings import Settings
 
 _WRITTEN_FOR_CORES: Final = 2
@@ -37,9 +39,15 @@ def fit(repository: Path, settings: Settings) -> None:
             raise StartupError(f"{path} is no model configuration: {error}") from error
         _fit_to_cores(config, available)
         _fit_timeouts(config, settings.inference_timeout_s / _WRITTEN_FOR_S)
-        if "batch" in config.parameters:
+        if "batch" in config.parameters:  # the classifier on OpenVINO
+            config.parameters["precision"].string_value = _precision(repository, settings)
             _fit_batch(config, settings.classifier_batch)
         path.write_text(text_format.MessageToString(config))
+
+
+def _precision(repository: Path, settings: Settings) -> str:
+    """What the settings ask for, else the best that passed the gate and that this processor computes as it did there."""
+    return engine.served(ModelCard.read(repository)) if settings.precision == "auto" else settings.precision
 
 
 def _fit_to_cores(config: ModelConfig, available: int) -> None:

@@ -100,6 +100,15 @@ class TritonClient:
         except InferenceServerException:
             return False
 
+    def runtime(self) -> Runtime:
+        """See `AsyncTritonClient.runtime`."""
+        for server in self._servers:
+            try:
+                return _runtime(server.get_model_config("classifier", client_timeout=_PROBE_TIMEOUT_S))
+            except InferenceServerException:
+                continue
+        raise InferenceUnavailable
+
     def close(self) -> None:
         """Close every channel."""
         for server in self._servers:
@@ -173,8 +182,7 @@ class AsyncTritonClient:
                 answer = await server.get_model_config("classifier", client_timeout=_PROBE_TIMEOUT_S)
             except InferenceServerException:
                 continue
-            parameters = answer.config.parameters
-            return Runtime(parameters["runtime"].string_value, parameters["precision"].string_value)
+            return _runtime(answer)
         raise InferenceUnavailable
 
     async def close(self) -> None:
@@ -251,6 +259,11 @@ def _request(images: Sequence[bytes], outputs: Sequence[str], bulk: bool) -> dic
         "outputs": [triton.InferRequestedOutput(name) for name in outputs],
         "priority": _BULK if bulk else _INTERACTIVE,
     }
+
+
+def _runtime(answer: Any) -> Runtime:
+    parameters = answer.config.parameters
+    return Runtime(parameters["runtime"].string_value, parameters["precision"].string_value)
 
 
 def _read(answer: triton.InferResult, count: int, outputs: Sequence[str]) -> Outputs:

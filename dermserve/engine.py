@@ -6,7 +6,7 @@ nothing but what is measured. OpenVINO is imported when an engine is loaded, not
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,7 +19,6 @@ from dermserve.model_card import INT8_PATH, ONNX_PATH, ModelCard, sha256
 FP32: Final = "FP32"
 INT8: Final = "INT8"
 NOVELTY: Final = "ood"
-"""The output that a model of its own computes, from the pixels and the embedding: a tenth of the time, for those who ask."""
 
 _SETTINGS: Final[Mapping[str, Any]] = {
     "PERFORMANCE_HINT": "LATENCY",
@@ -43,25 +42,37 @@ class Engine:
     def __init__(self, path: Path, precision: str, threads: int = 1) -> None:
         import openvino
 
-        core = openvino.Core()
-        settings = {**_SETTINGS, "INFERENCE_NUM_THREADS": threads}
-        network, novelty = _divided(core.read_model(path))
+        network, _ = _divided(openvino.Core().read_model(path))
         self.precision = precision
-        self._network = core.compile_model(network, "CPU", settings).create_infer_request()
-        self._novelty = novelty and core.compile_model(novelty, "CPU", settings).create_infer_request()
+        self._request = _compiled(network, threads)
         self._outputs = {name: index for index, port in enumerate(network.outputs) for name in port.names}
 
-    def infer(self, pixels: NDArray[np.uint8], wanted: Collection[str] | None = None) -> dict[str, NDArray[np.float32]]:
-        """Map uint8 [N, 300, 300, 3] to outputs by name, float32 [N, …], in memory of their own.
-
-        `wanted` names the outputs; None is all of them.
-        """
+    def infer(self, pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+        """Map uint8 [N, 300, 300, 3] to every output but `ood` by name, float32 [N, …], in memory of their own."""
         # Outputs are copied: Triton reads a response after the next request's call has been made.
-        results = self._network.infer([pixels], share_inputs=True, share_outputs=False)
-        found = {name: results[index] for name, index in self._outputs.items() if wanted is None or name in wanted}
-        if self._novelty and (wanted is None or NOVELTY in wanted):
-            embedding = results[self._outputs["embedding"]]
-            found[NOVELTY] = self._novelty.infer([pixels, embedding], share_inputs=True, share_outputs=False)[0]
+        results = self._request.infer([pixels], share_inputs=True, share_outputs=False)
+        return {name: results[index] for name, index in self._outputs.items()}
+
+
+class Novelty:
+    """The distance to the training images, a tenth of the network's time and so apart from it; FP32 whatever that is.
+
+    Raises:
+        StartupError: the weights are not the card's, or were exported without it.
+    """
+
+    def __init__(self, repository: Path) -> None:
+        import openvino
+
+        path = _checked(repository / ONNX_PATH, ModelCard.read(repository).weights_sha256)
+        _, novelty = _divided(openvino.Core().read_model(path))
+        if novelty is None:
+            raise StartupError("These weights were exported without a distance to the training images.")
+        self._request = _compiled(novelty, 1)
+
+    def __call__(self, pixels: NDArray[np.uint8], embedding: NDArray[np.float32]) -> NDArray[np.float32]:
+        """`ood`, float32 [N, 1], from uint8 [N, 300, 300, 3] and the network's float32 [N, 1536]."""
+        found: NDArray[np.float32] = self._request.infer([pixels, embedding], share_inputs=True, share_outputs=False)[0]
         return found
 
 
@@ -105,6 +116,13 @@ def _checked(path: Path, digest: str) -> Path:
     if sha256(path) != digest:
         raise StartupError(f"{path.name} is not what the model card says: run `dermserve export` again.")
     return path
+
+
+def _compiled(model: Any, threads: int) -> Any:
+    import openvino
+
+    settings = {**_SETTINGS, "INFERENCE_NUM_THREADS": threads}
+    return openvino.Core().compile_model(model, "CPU", settings).create_infer_request()
 
 
 def _divided(whole: Any) -> tuple[Any, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -38,6 +39,10 @@ class Settings(BaseSettings):
     inference_timeout_s: float = Field(30.0, gt=0, description="Deadline of one inference call, retries included.")
     cpu_cores: int | None = Field(
         None, ge=1, le=1024, description="Cores to fit Triton's instances and queues to; unset: those it may use."
+    )
+    precision: Literal["auto", "FP32", "INT8"] = Field(
+        "auto",
+        description="Of the network on a CPU; auto: INT8 where the model card's gate let it pass and the CPU has it.",
     )
     classifier_batch: int | None = Field(
         None, ge=1, le=64, description="Images that one CPU instance computes at once; unset: by precision."

@@ -10,7 +10,9 @@ from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from deploy import cores, repository
+from dermserve import engine
 from dermserve.errors import StartupError
+from dermserve.model_card import EngineRecord, ModelCard
 from dermserve.settings import Settings
 
 
@@ -56,13 +58,22 @@ def test_nobody_is_refused_by_a_timeout_while_a_caller_would_still_wait(models: 
 def test_every_batch_that_is_computed_at_once_was_warmed_up(
     models: Path, precision: str, wanted: int | None, batch: int
 ) -> None:
-    path = models / "classifier/configs/openvino.pbtxt"
-    path.write_text(path.read_text().replace('"FP32"', f'"{precision}"'))
-    config = fitted(models, classifier_batch=wanted)["openvino"]
+    config = fitted(models, precision=precision, classifier_batch=wanted)["openvino"]
+    assert config.parameters["precision"].string_value == precision
     assert list(config.dynamic_batching.preferred_batch_size) == [batch]
     assert config.parameters["batch"].string_value == str(batch)
     assert [one.batch_size for one in config.model_warmup] == list(range(1, batch + 1))
     assert all(list(one.inputs["pixels"].dims) == [300, 300, 3] for one in config.model_warmup)
+
+
+def test_the_precision_is_the_one_that_the_cards_gate_let_pass(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "_instructions", lambda: {"avx512_vnni"})
+    card = ModelCard.read(models)
+    for precision in ("INT8", "FP32"):
+        record = EngineRecord(precision=precision, sha256="0" * 64)
+        card.model_copy(update={"engines": {"openvino": record}}).write(models)
+        assert fitted(models)["openvino"].parameters["precision"].string_value == precision
+        assert fitted(models, precision="FP32")["openvino"].parameters["precision"].string_value == "FP32"
 
 
 def test_a_file_that_is_no_configuration_is_named(models: Path) -> None:

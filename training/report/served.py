@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from dermserve import engine
 from dermserve.client import TritonClient
 from dermserve.errors import ImageError, InferenceUnavailable, Overloaded, StartupError
 from dermserve.image import prepare
 from dermserve.labels import COLUMNS, CSV_HEADER, LEAVES
-from dermserve.model_card import ONNX_PATH, ModelCard
+from dermserve.model_card import ModelCard
 from training import truth
 from training.report import data as report_data
 from training.report import subgroups
@@ -29,7 +30,7 @@ from training.report.limits import with_measured
 _IN_FLIGHT: Final = 8
 _PATIENCE: Final = 20  # attempts of one image against a full queue, each up to the client's deadline
 _PROBES: Final = 4
-_SAME: Final = 1e-3  # between runtimes of the same weights in FP32; other weights are apart by far more
+_SAME: Final = 1e-3  # between runs of the same engine; other weights are apart by far more
 _MELANOMA: Final = COLUMNS.index("Melanoma")
 
 Answers = tuple[NDArray[np.float64], NDArray[np.float64]]
@@ -60,6 +61,7 @@ def measure(
     client = TritonClient(urls)
     try:
         require_same_weights(client, repository, sets[0].paths[:: max(1, len(sets[0].paths) // _PROBES)][:_PROBES])
+        precision = client.runtime().precision
         for labelled in sets:
             columns, leaves = score(client, labelled)
             images[labelled.name] = labelled.scored(leaves, columns[:, _MELANOMA])
@@ -68,10 +70,10 @@ def measure(
                 _keep(keep, labelled, columns, leaves)
     finally:
         client.close()
-    return updated(card, found), found, images
+    return updated(card, found, precision), found, images
 
 
-def updated(card: ModelCard, found: dict[str, Found]) -> ModelCard:
+def updated(card: ModelCard, found: dict[str, Found], precision: str = "") -> ModelCard:
     """The card with the figures of `found` in place of all earlier ones."""
     reached = found[truth.VALIDATION_NAME].points
     return card.model_copy(
@@ -83,7 +85,8 @@ def updated(card: ModelCard, found: dict[str, Found]) -> ModelCard:
                 for name, point in card.operating_points.items()
             },
             "limits": with_measured(card.limits, found),
-            "measured": f"the served model, through Triton on {platform.machine()}, {datetime.now(UTC):%d %B %Y}",
+            "measured": f"the served model{precision and f' in {precision}'}, through Triton on {platform.machine()}, "
+            f"{datetime.now(UTC):%d %B %Y}",
         }
     )
 
@@ -117,7 +120,7 @@ def score(client: TritonClient, labelled: LabelledSet) -> Answers:
 
 
 def require_same_weights(client: TritonClient, repository: Path, paths: list[Path]) -> None:
-    """Refuse a server that answers otherwise than the repository's ONNX file does here: it has other weights.
+    """Refuse a server that answers otherwise than the repository's engine of its precision does here.
 
     A running stack serves the copy that it made when it started, so an export in between is not served yet.
 
@@ -125,16 +128,12 @@ def require_same_weights(client: TritonClient, repository: Path, paths: list[Pat
         StartupError: an answer differs.
         InferenceUnavailable: no server answers.
     """
-    import openvino
-
-    core = openvino.Core()
     removed = ModelCard.read(repository).remove_artifacts
-    precise = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
-    model = core.compile_model(core.read_model(repository / ONNX_PATH), "CPU", precise)
+    model = engine.load(repository, client.runtime().precision)
     for path in paths:
         data = path.read_bytes()
         served = client.infer([data], ["probabilities"], bulk=True)["probabilities"][0]
-        own = model(prepare(data, remove_artifacts=removed).pixels[None])["probabilities"][0]
+        own = model.infer(prepare(data, remove_artifacts=removed).pixels[None])["probabilities"][0]
         if np.abs(served - own).max() > _SAME:
             raise StartupError(
                 f"The server has other weights than {repository}: {path.name} is {served[_MELANOMA]:.4f} there and "

@@ -7,20 +7,16 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from dermserve import engine
-from dermserve.errors import StartupError
-from dermserve.model_card import ONNX_PATH, ModelCard, sha256
 
 
 class TritonPythonModel:
     """One instance is one process with its own compiled model."""
 
     def initialize(self, args):
-        """Compile the model; refuse weights that are not the card's."""
-        repository = Path(args["model_repository"]).parent
-        if sha256(repository / ONNX_PATH) != ModelCard.read(repository).weights_sha256:
-            raise StartupError("The weights are not those of the model card: run `dermserve export` again.")
-        self._engine = engine.load(repository)
-        self._batch = int(json.loads(args["model_config"])["parameters"]["batch"]["string_value"])
+        """Compile the model in the precision that the configuration names; refuse files that are not the card's."""
+        parameters = json.loads(args["model_config"])["parameters"]
+        self._engine = engine.load(Path(args["model_repository"]).parent, parameters["precision"]["string_value"])
+        self._batch = int(parameters["batch"]["string_value"])
 
     def execute(self, requests):
         """Run the images of all requests together, at most `batch` at a time, and give each request its own."""
