@@ -38,7 +38,7 @@ class TritonPythonModel:
         pixels = pb_utils.get_input_tensor_by_name(request, "pixels").as_numpy()
         time.sleep({seconds} * len(pixels))
         brightness = pixels.mean(axis=(1, 2, 3), dtype=np.float64).astype(np.float32)
-        known = dict(probabilities=4, diagnoses=9, embedding=1536)
+        known = dict(probabilities=4, diagnoses=9, embedding=1536, features=1536)
         outputs = [pb_utils.Tensor(name, np.repeat(brightness[:, None], width, 1)) for name, width in known.items()]
         outputs.append(pb_utils.Tensor("cam", np.repeat(brightness, 100).reshape(-1, 10, 10)))
         return pb_utils.InferenceResponse(outputs)

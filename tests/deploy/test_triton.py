@@ -17,7 +17,7 @@ import pytest
 from tritonclient.utils import InferenceServerException
 
 from dermserve import image, quality, sample
-from dermserve.client import TritonClient
+from dermserve.client import OUTPUT_SHAPES, TritonClient
 from dermserve.errors import DermserveError, Overloaded
 from tests.deploy.embedded import Embedded, running
 
@@ -57,6 +57,11 @@ def send(client: TritonClient, requests: Sequence[Sequence[int]], *, bulk: Calla
 
     with ThreadPoolExecutor(len(requests)) as pool:
         return list(pool.map(one, range(len(requests))))
+
+
+@pytest.mark.parametrize("name", OUTPUT_SHAPES)
+def test_every_output_can_be_asked_for_alone(slow: Embedded, name: str) -> None:
+    assert slow.client().infer(IMAGES[:2], [name])[name].shape == (2, *OUTPUT_SHAPES[name])
 
 
 @pytest.mark.parametrize("size", [1, 3])

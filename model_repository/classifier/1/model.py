@@ -22,6 +22,7 @@ class TritonPythonModel:
         """Run the images of all requests together, at most `batch` at a time, and give each request its own."""
         given = [pb_utils.get_input_tensor_by_name(request, "pixels").as_numpy() for request in requests]
         results = self._infer(given[0] if len(given) == 1 else np.concatenate(given))
+        results["features"] = results["embedding"]  # what the step `quality` reads; see the ensemble's configuration
         responses, start = [], 0
         for request, pixels in zip(requests, given, strict=True):
             wanted, end = request.requested_output_names(), start + len(pixels)

@@ -37,6 +37,6 @@ class TritonPythonModel:
         if self._distance:
             outputs["ood"] = np.zeros((len(pixels), 1), np.float32)
             if self._novelty:
-                embedding = pb_utils.get_input_tensor_by_name(request, "embedding").as_numpy()
-                outputs["ood"] = self._novelty(pixels, embedding)
+                features = pb_utils.get_input_tensor_by_name(request, "features").as_numpy()
+                outputs["ood"] = self._novelty(pixels, features)
         return pb_utils.InferenceResponse([pb_utils.Tensor(name, values) for name, values in outputs.items()])
