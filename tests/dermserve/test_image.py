@@ -12,7 +12,7 @@ from PIL import Image, ImageCms
 from pydicom.encaps import encapsulate
 from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEG2000Lossless
 
-from dermserve import image, png
+from dermserve import crop, image, png
 from dermserve.errors import ImageEmpty, ImageTooLarge, ImageTooSmall, ImageUndecodable, UnsupportedImageType
 from tests.dermserve.encoded import corners, dicom, encode, oriented, png_bomb, png_of_rows, swapped_profile
 
@@ -195,7 +195,7 @@ def test_preprocessing_hash_is_the_same_in_another_process_and_changes_with_the_
     command = [sys.executable, "-c", "from dermserve.image import preprocessing_hash as h; print(h())"]
     before = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     assert image.preprocessing_hash() == before
-    monkeypatch.setattr(image, "_LEAST_KEPT", 1.0)
+    monkeypatch.setattr(crop, "_LEAST_KEPT", 1.0)
     assert image.preprocessing_hash.__wrapped__() != before
 
 

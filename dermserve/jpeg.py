@@ -1,0 +1,65 @@
+"""JPEG to upright sRGB pixels, at full size or at a half, a quarter or an eighth of it.
+
+libjpeg can leave out the high frequencies of each 8×8 block and give 4×4, 2×2 or 1×1 pixels instead. That costs less
+than decoding the whole and reducing it, and is close to the mean over each block. Only these three reductions have
+vectorised code; those between are slower than the whole.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import Any, Final
+
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+from PIL import Image
+
+from dermserve import colour
+from dermserve.errors import ImageUndecodable
+
+DIVISORS: Final = (8, 4, 2)
+"""By how much the sides can be divided while decoding."""
+
+
+def dimensions(data: bytes) -> tuple[int, int]:
+    """Width and height in pixels, as stored, from the header."""
+    height, width, _, _ = simplejpeg.decode_jpeg_header(data, strict=False)
+    return width, height
+
+
+def decode(data: bytes, divisor: int = 1) -> NDArray[np.uint8]:
+    """Decode to uint8 [height / divisor, width / divisor, 3] (rounded up), sRGB, EXIF orientation applied.
+
+    `divisor`: 1 or one of `DIVISORS`. A CMYK or lossless JPEG is always decoded at full size.
+
+    Raises:
+        ImageUndecodable: the file holds a second header that contradicts the first.
+        Exception: whatever a decoder says against a damaged or short stream.
+    """
+    with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:  # lazy: reads the markers, not the pixels
+        width, height = dimensions(data)
+        if image.size != (width, height):  # what is decoded must be what was checked
+            raise ImageUndecodable("The header contradicts itself.")
+        if image.mode == "CMYK":  # also YCCK; libjpeg cannot turn these into RGB
+            simplejpeg.decode_jpeg(data, colorspace="CMYK", strict=True)  # only to refuse damage, which Pillow fills in
+            return np.asarray(colour.upright(image))
+        profile, turn = image.info.get("icc_profile"), colour.orientation(image)
+    pixels = _decode(data, -(-width // divisor), -(-height // divisor)) if divisor > 1 else _decode(data)
+    if profile is None and turn is None:
+        return pixels
+    return np.asarray(colour.transposed(colour.to_srgb(Image.fromarray(pixels), profile), turn))
+
+
+def _decode(data: bytes, width: int = 0, height: int = 0) -> NDArray[np.uint8]:
+    """Decode to RGB at the smallest scale that is at least `width` by `height`, or at full size."""
+    # strict: libjpeg only warns about a damaged or short stream and fills in grey; a lesion filled in grey is no result.
+    options: dict[str, Any] = {"colorspace": "RGB", "strict": True}
+    if width:
+        try:
+            reduced: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, min_width=width, min_height=height, **options)
+            return reduced
+        except ValueError:
+            pass  # Damaged, or lossless, which knows no blocks: what holds at full size decides.
+    pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, **options)
+    return pixels
