@@ -24,8 +24,18 @@ def frame(pixels: NDArray[np.uint8]) -> Box:
     diameter. The whole image is returned when there is no frame, or when so little is bright that the guess is unsafe.
     """
     height, width = pixels.shape[:2]
-    step = max(1, min(height, width) // 150)
-    sampled = pixels[::step, ::step]
+    apart = step(height, width)
+    return frame_of(pixels[::apart, ::apart], height, width)
+
+
+def step(height: int, width: int) -> int:
+    """How far apart, in pixels, the rows and columns are that `frame` looks at."""
+    return max(1, min(height, width) // 150)
+
+
+def frame_of(sampled: NDArray[np.uint8], height: int, width: int) -> Box:
+    """What `frame` finds, from `pixels[::step, ::step]` of an image of `height` by `width` pixels."""
+    apart = step(height, width)
     # Channel by channel: NumPy's max over an axis of three takes five times as long.
     bright = np.maximum(np.maximum(sampled[..., 0], sampled[..., 1]), sampled[..., 2]) > _BLACK
     box = _extent(bright, 0.02)
@@ -40,7 +50,7 @@ def frame(pixels: NDArray[np.uint8]) -> Box:
     kept = (right - left) * (bottom - top) / (rows * columns)
     if kept < _LEAST_KEPT or kept > _MOST_KEPT:
         return 0, 0, width, height
-    return left * step, top * step, min(width, right * step), min(height, bottom * step)
+    return left * apart, top * apart, min(width, right * apart), min(height, bottom * apart)
 
 
 def _extent(mask: NDArray[np.bool_], share: float) -> Box | None:

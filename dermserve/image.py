@@ -141,19 +141,19 @@ def fit(pixels: Pixels) -> Prepared:
 
 def _large_enough(source: _Source) -> tuple[Pixels, Box]:
     """Decode as small as the kept region allows; a second time where the frame crop leaves too little of the first."""
-    divisor = _divisor(source.side)
+    by = divisor(source.side)
     while True:
-        pixels = source.at(divisor)
+        pixels = source.at(by)
         box = left, top, right, bottom = frame(pixels)
         kept = min(right - left, bottom - top)
-        if divisor == 1 or kept >= LEAST_SIDE:
+        if by == 1 or kept >= LEAST_SIDE:
             return pixels, box
-        divisor = _divisor(kept * divisor)
+        by = divisor(kept * by)
 
 
-def _divisor(side: int) -> int:
-    """The most by which `side` can be divided in decoding without falling below `LEAST_SIDE`."""
-    return next((divisor for divisor in jpeg.DIVISORS if side // divisor >= LEAST_SIDE), 1)
+def divisor(side: int) -> int:
+    """The most by which `side`, in pixels, can be divided in decoding without falling below `LEAST_SIDE`."""
+    return next((by for by in jpeg.DIVISORS if side // by >= LEAST_SIDE), 1)
 
 
 def _resize(pixels: Pixels, box: Box) -> Prepared:
