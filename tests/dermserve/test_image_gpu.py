@@ -20,7 +20,7 @@ import tritonclient.grpc as triton
 
 import deploy.triton
 from dermserve import gpu, image, sample
-from dermserve.errors import ImageError, StartupError
+from dermserve.errors import ImageError, ImageUndecodable, StartupError
 from dermserve.model_card import CARD_PATH
 from dermserve.settings import Settings
 from tests.dermserve.encoded import corners, dicom, encode, oriented, swapped_profile
@@ -78,6 +78,14 @@ def test_what_the_gpu_does_not_take_gets_exactly_the_cpu_s_answer_in_its_place(p
         else:
             assert np.array_equal(result.pixels, expected.pixels), name
     assert np.abs(found[-1].pixels.astype(int) - image.prepare(LESIONS[1]).pixels).max() <= 8
+
+
+def test_a_stream_that_dali_would_fill_in_with_grey_is_refused(prepare: gpu.Preparer) -> None:
+    before = prepare.failures
+    refused, accepted = prepare([DAMAGED, LESIONS[1]])
+    assert isinstance(refused, ImageUndecodable)
+    assert isinstance(accepted, image.Prepared)
+    assert prepare.failures == before, "the check found it, not DALI"
 
 
 def test_when_dali_refuses_a_batch_the_cpu_decides_and_the_next_batch_runs(
