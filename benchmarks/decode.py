@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import click
 import numpy as np
 from numpy.typing import NDArray
-from rich.progress import track
+from rich.progress import Progress
 
 from benchmarks import report
 from dermserve.errors import StartupError
@@ -21,6 +23,8 @@ SIZES: Final = ((600, 450), (1024, 768), (1920, 1440), (3000, 2000), (6000, 4000
 PHOTOGRAPH: Final = (4000, 3000)
 _MEGAPIXELS_12: Final = 12_000_000
 _NOISE: Final = 3.0  # grey levels: what a sensor adds, and enlarging a small image does not
+_TILE: Final = 1000  # pixels
+_AHEAD: Final = 8  # photographs
 
 Figures = dict[str, dict[str, Any]]
 
@@ -59,13 +63,12 @@ def decode(*, images: tuple[Path, ...], most: int, drawn: int, repeats: int, dal
     report.show_all("Processor time per JPEG (ms)", timed)
     drifts = {}
     for name, paths in pictures.items():
-        photographs = (enlarged(path.read_bytes(), number) for number, path in enumerate(paths))
-        drifts[f"{name}, enlarged"] = differences(
-            track(photographs, f"{name}, enlarged", total=len(paths), transient=True), read
-        )
-    drifts["drawn at 4000×3000"] = differences(
-        track((photograph(seed, *PHOTOGRAPH) for seed in range(drawn)), "Drawn", total=drawn, transient=True), read
-    )
+        jobs = [
+            partial(lambda path, seed: enlarged(path.read_bytes(), seed), path, seed) for seed, path in enumerate(paths)
+        ]
+        drifts[f"{name}, enlarged"] = differences(_made(jobs, f"{name}, enlarged"), read)
+    jobs = [partial(photograph, seed, *PHOTOGRAPH) for seed in range(drawn)]
+    drifts["drawn at 4000×3000"] = differences(_made(jobs, "drawn"), read)
     summary = {name: summarise(found) for name, found in drifts.items()}
     _show("Reduced against whole decoding: difference of the melanoma probability", summary)
     figures: dict[str, Any] = {"milliseconds": timed, "threads": scaling(), "drift": summary}
@@ -139,11 +142,25 @@ def enlarged(data: bytes, seed: int) -> bytes:
 def _camera(pixels: NDArray[np.uint8], width: int, height: int, seed: int) -> bytes:
     from PIL import Image
 
-    large = np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)).astype(np.float32)
-    large += np.random.default_rng(seed).standard_normal(large.shape, np.float32) * np.float32(_NOISE)
+    large = np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)).astype(np.int16)
+    tile = np.random.default_rng(seed).normal(0, _NOISE, (_TILE, _TILE, 3)).round().astype(np.int16)
+    for top in range(0, height, _TILE):  # the same noise again and again: drawing 36 million values takes a second
+        for left in range(0, width, _TILE):
+            part = large[top : top + _TILE, left : left + _TILE]
+            part += tile[: part.shape[0], : part.shape[1]]
     buffer = io.BytesIO()
     Image.fromarray(np.clip(large, 0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=92, subsampling=2)
     return buffer.getvalue()
+
+
+def _made(jobs: Sequence[Callable[[], bytes]], label: str) -> Iterator[bytes]:
+    """The photographs in order, made by all cores, a few at a time: they are large."""
+    with ThreadPoolExecutor() as pool, Progress(transient=True) as progress:
+        task = progress.add_task(label, total=len(jobs))
+        for start in range(0, len(jobs), _AHEAD):
+            for data in pool.map(lambda job: job(), jobs[start : start + _AHEAD]):
+                yield data
+                progress.advance(task)
 
 
 Read = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
