@@ -108,7 +108,7 @@ def _with_own_models(settings: Settings) -> Settings:
     copy = settings.state_dir.resolve() / "model_repository"
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(
-        settings.model_repository, copy, ignore=shutil.ignore_patterns("__pycache__", ".export-*", "*.plan")
+        settings.model_repository, copy, ignore=shutil.ignore_patterns("__pycache__", ".export-*", "*.plan", "*.engine")
     )
     repository.fit(copy, settings)
     return settings.model_copy(update={"model_repository": copy})

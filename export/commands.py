@@ -34,8 +34,13 @@ _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
     default=REPOSITORY_ROOT / "model_repository",
     help="Triton model repository to put it into; default: this checkout's.",
 )
-@click.option("--images", type=_FOLDER, help="Folder of images for the parity check; default: generated ones.")
-@click.option("--count", default=64, show_default=True, type=click.IntRange(1), help="Images in the parity check.")
+@click.option("--images", type=_FOLDER, help="Folder of images for the parity check; default: --data's, or drawn ones.")
+@click.option("--count", type=click.IntRange(1), help="Images in that check.  [default: 300, or 64 drawn ones]")
+@click.option(
+    "--recipe",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="With --target tensorrt: write a folder to build the engine from inside the serving container.",
+)
 def export(
     *,
     run: Path | None,
@@ -44,7 +49,8 @@ def export(
     data: Path | None,
     repository: Path,
     images: Path | None,
-    count: int,
+    count: int | None,
+    recipe: Path | None,
 ) -> None:
     """Turn a finished training RUN (its folder, or its final.pt) into what Triton serves.
 
@@ -58,22 +64,39 @@ def export(
       dermserve export runs/b3 --data ../shared/data        # INT8, too, if it passes the gate
       dermserve export --data ../shared/data                # INT8 from the committed ONNX file
       dermserve export --target tensorrt-rtx
+      dermserve export --target tensorrt --recipe /tmp/recipe --images photographs/
     """
     from dermserve.model_card import ModelCard
+    from dermserve.settings import Settings
     from export import sets, targets
     from export.run import install_run
 
     def say(line: str) -> None:
         click.echo(line, err=True)
 
+    _require_sense(target, precision, data, recipe)
     if run is not None:
         install_run(run, repository, images, count, say)
     if target == "openvino":
-        if precision == "fp16":
-            raise click.UsageError("OpenVINO serves fp32 or int8 here.")
-        if precision == "int8" and data is None:
-            raise click.UsageError("INT8 is calibrated and judged on real images: give --data.")
         if precision == "fp32" or data is None:
             targets.openvino_fp32(repository, "" if precision else "INT8 needs --data", say)
         else:
             targets.openvino_int8(repository, sets.read(data, ModelCard.read(repository), targets.CALIBRATION), say)
+        return
+    chosen = sets.chosen(images, data, count, removed=ModelCard.read(repository).remove_artifacts)
+    if recipe is not None:
+        targets.tensorrt_recipe(repository, recipe, chosen, say)
+    else:
+        cache = Settings().state_dir / "engines"
+        targets.tensorrt(repository, target, "FP32" if precision == "fp32" else "FP16", chosen, cache, say)
+
+
+def _require_sense(target: str, precision: str | None, data: Path | None, recipe: Path | None) -> None:
+    if target == "openvino" and precision == "fp16":
+        raise click.UsageError("OpenVINO serves fp32 or int8 here.")
+    if target != "openvino" and precision == "int8":
+        raise click.UsageError(f"INT8 is made for openvino, not for {target}.")
+    if precision == "int8" and data is None:
+        raise click.UsageError("INT8 is calibrated and judged on real images: give --data.")
+    if recipe is not None and (target != "tensorrt" or precision == "fp32"):
+        raise click.UsageError("--recipe is for --target tensorrt in fp16.")

@@ -14,10 +14,12 @@ from export.repository import install, read_training_card
 from training.model import load_checkpoint
 
 
-def install_run(run: Path, repository: Path, folder: Path | None, count: int, say: Callable[[str], None]) -> None:
-    """Export `run` (its folder, or its final.pt), compare with PyTorch on `count` images, and install it.
+def install_run(
+    run: Path, repository: Path, folder: Path | None, count: int | None, say: Callable[[str], None]
+) -> None:
+    """Export `run` (its folder, or its final.pt), compare with PyTorch, and install it.
 
-    `folder` holds the images; None draws them.
+    `folder` and `count`: see `sets.chosen`.
 
     Raises:
         StartupError: the run is not finished or does not fit this installation, or the file differs from the network.
@@ -26,7 +28,7 @@ def install_run(run: Path, repository: Path, folder: Path | None, count: int, sa
     training_card = read_training_card(checkpoint.with_name("card.json"))
     network, metadata = load_checkpoint(checkpoint)
     removed = bool(training_card.get("remove_artifacts", False))
-    images = sets.folder(folder, count, removed=removed) if folder else sets.generated(count, removed=removed)
+    images = sets.chosen(folder, None, count, removed=removed)
     repository.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=repository, prefix=".export-") as room:
         onnx = Path(room) / "model.onnx"

@@ -32,6 +32,16 @@ class Data:
     sets: dict[str, Images]
 
 
+REAL, DRAWN = 300, 64
+"""How many images a parity check takes unless told."""
+
+
+def chosen(images: Path | None, data: Path | None, count: int | None, *, removed: bool) -> Images:
+    """`count` images of the folder `images`, else of the folder `data`, else drawn ones."""
+    root = images or data
+    return folder(root, count or REAL, removed=removed) if root else generated(count or DRAWN, removed=removed)
+
+
 def generated(count: int, *, removed: bool) -> Images:
     """Drawn lesions, for a machine without photographs."""
     return Images("generated lesion images", _prepared((sample.jpeg(seed) for seed in range(count)), removed))

@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from rich.console import Console
+from rich.progress import Progress
 
 from dermserve.errors import StartupError
 from dermserve.model_card import INT8_PATH, ONNX_PATH, EngineRecord, ModelCard, Parity, sha256
 from export import parity
+from export.engine import Precision, Target
 from export.parity import Answers, Images
 from export.sets import Data
 
@@ -91,6 +94,75 @@ def openvino_int8(repository: Path, data: Data, say: Say) -> EngineRecord:
         path.replace(target)
     say(f"openvino: INT8 passed the gate, using {1 - left:.0%} of what it may lose")
     return _noted(repository, "openvino", record)
+
+
+def tensorrt(  # noqa: PLR0917
+    repository: Path, target: Target, precision: Precision, images: Images, cache: Path, say: Say
+) -> EngineRecord:
+    """Build an engine beside the ONNX file; FP16 only where its rounding passes the gate, else FP32.
+
+    No processor here runs the engine, so the gate judges an emulation of its rounding on `images`.
+
+    Raises:
+        StartupError: a library or GPU is missing, the file is damaged or does not convert, or there is no room.
+    """
+    from export import engine
+
+    card, onnx, parities, refused = ModelCard.read(repository), repository / ONNX_PATH, {}, ""
+    if precision == "FP16":
+        found = rounding(onnx, card.weights_sha256, images, say)
+        parities[f"{images.source}, FP16 emulated"] = found
+        if found.largest > parity.LARGEST_DIFFERENCE:
+            refused = f"FP16 moves a probability by {found.largest:.4f} (allowed: {parity.LARGEST_DIFFERENCE})"
+            say(f"{target}: FP32, because {refused}")
+            precision = "FP32"
+    name = "model.plan" if target == "tensorrt" else "model.rtx.engine"
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        built = engine.build(
+            onnx, target, onnx.with_name(name),
+            precision=precision, sha256=card.weights_sha256, cache=cache, progress=progress,
+        )  # fmt: skip
+    size = built.path.stat().st_size / 1e6
+    say(
+        f"{target}: {built.path} ({built.precision}, {size:.1f} MB, {built.library}, compute capability "
+        f"{built.compute_capability}{', out of the cache' if built.reused else ''})"
+    )
+    say(built.read_back)
+    record = EngineRecord(
+        precision=built.precision,
+        sha256=built.sha256,
+        parity={} if refused else parities,
+        made_with=f"{built.library}, compute capability {built.compute_capability}",
+        refused=refused,
+        tried=parities if refused else {},
+    )
+    return _noted(repository, target, record)
+
+
+def tensorrt_recipe(repository: Path, folder: Path, images: Images, say: Say) -> None:
+    """Write what a serving container needs to build the FP16 engine itself; see `export.recipe`."""
+    from export.recipe import recipe
+
+    card, onnx = ModelCard.read(repository), repository / ONNX_PATH
+    rounding(onnx, card.weights_sha256, images, say)
+    pixels = np.stack(images.pixels)
+    expected = parity.answer(parity.reference(onnx), images.pixels)["probabilities"]
+    made = recipe(onnx, folder, pixels, expected, limit=parity.LARGEST_DIFFERENCE, sha256=card.weights_sha256)
+    say(f"In the serving container: sh {made.script.name} /models/classifier/1\nor by hand: {made.command}")
+
+
+def rounding(onnx: Path, sha256: str, images: Images, say: Say) -> Parity:
+    """What FP16 does to the answers on `images`, emulated."""
+    import openvino
+
+    from export import graph, half
+
+    say(f"Emulating FP16 on {len(images.pixels)} images ({images.source}) …")
+    emulated = openvino.Core().read_model(half.emulate(graph.read(onnx, sha256)).SerializeToString())
+    theirs = parity.answer(parity.reference(onnx), images.pixels)
+    found = parity.compare(parity.answer(parity.reference(emulated), images.pixels), theirs, images)
+    say(f"largest |Δp| {found.largest:.4f}, mean {found.mean:.5f}, rank agreement {found.rank_agreement or 1:.5f}")
+    return found
 
 
 def _quantise(*arguments: Any) -> Any:
