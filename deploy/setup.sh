@@ -1,5 +1,6 @@
 #!/bin/sh
 # setup.sh serve|dev: make .venv/ hold what requirements/NAME.txt pins, plus this checkout itself.
+# setup.sh peers:     the same in .venv-peers/, for the servers that `dermserve bench peers` compares with.
 # setup.sh system:    the operating system packages that the tests use; installed only when run as root.
 # Called by the Makefile. Needs Python 3.11 or 3.12; fetches uv with pip if it is missing.
 set -eu
@@ -58,8 +59,10 @@ if ! [ -e "$("$python" -c 'import sysconfig; print(sysconfig.get_config_var("LIB
     install_packages "libpython$version"
 fi
 uv=$(find_uv "$python")
-[ -x .venv/bin/python ] || "$uv" venv --quiet --python "$python" .venv
-echo "Installing requirements/$1.txt into .venv (the first time takes a few minutes) ..." >&2
+venv=.venv
+[ "$1" != peers ] || venv=.venv-peers  # their requirements contradict the developer's
+[ -x $venv/bin/python ] || "$uv" venv --quiet --python "$python" $venv
+echo "Installing requirements/$1.txt into $venv (the first time takes a few minutes) ..." >&2
 # Byte code is compiled now, not at every start: some environments forbid Python to write it later.
-"$uv" pip install --quiet --python .venv/bin/python --compile-bytecode --require-hashes -r "requirements/$1.txt"
-"$uv" pip install --quiet --python .venv/bin/python --no-deps -e .
+"$uv" pip install --quiet --python $venv/bin/python --compile-bytecode --require-hashes -r "requirements/$1.txt"
+"$uv" pip install --quiet --python $venv/bin/python --no-deps -e .
