@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from benchmarks import load_commands, options, report, served_commands
+from benchmarks import load_commands, options, peers_commands, report, served_commands
 
 _OUT = click.option(
     "--out",
@@ -29,7 +29,14 @@ def bench() -> None:
     """
 
 
-for _command in (served_commands.serve, served_commands.transport, served_commands.lane, load_commands.load):
+_COMMANDS = (
+    served_commands.serve,
+    served_commands.transport,
+    served_commands.lane,
+    load_commands.load,
+    peers_commands.peers,
+)
+for _command in _COMMANDS:
     bench.add_command(_command)
 
 

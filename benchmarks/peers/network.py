@@ -45,11 +45,10 @@ def _state(network: nn.Module, path: Path) -> dict[str, Tensor]:
     back, and the normalisation, which stays where users of timm have it, a mean of 0 and a variance that make it add
     the folded bias and nothing else.
     """
-    given = {
-        tensor.name.removeprefix(_PREFIX): onnx.numpy_helper.to_array(tensor)
-        for tensor in onnx.load(path).graph.initializer
-    }
-    state = {name: torch.from_numpy(np.array(given[name])) for name in network.state_dict() if name in given}
+    exported = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in onnx.load(path).graph.initializer}
+    # Copied: the arrays of the file are read-only.
+    given = {name.removeprefix(_PREFIX): torch.from_numpy(np.array(array)) for name, array in exported.items()}
+    state = {name: given[name] for name in network.state_dict() if name in given}
     folded = ""
     for name, module in network.named_modules():
         if isinstance(module, nn.Conv2d) and module.bias is None:

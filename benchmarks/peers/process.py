@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import subprocess
 import tempfile
 import threading
@@ -21,15 +22,18 @@ from dermserve.errors import StartupError
 from dermserve.settings import REPOSITORY_ROOT
 
 ENVIRONMENT = REPOSITORY_ROOT / ".venv-peers"
-_PATIENCE_S = 300.0
+_PATIENCE_S = 600.0
 _POLL_S = 0.1
 _STOP_S = 15.0
 _CPU_POLL_S = 0.5
-_PRIVATE = {  # nothing about this machine is told to anybody
+_PRIVATE = {  # nothing about this machine is told to anybody, and nothing listens beyond loopback
     "BENTOML_DO_NOT_TRACK": "True",
     "DO_NOT_TRACK": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # only then does Ray take 127.0.0.1 for the address of its node
 }
+# Ray's own patience of 5 s is too short on a machine that is busy with something else.
+_PATIENT = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "120"}
 
 
 class Server:
@@ -93,12 +97,17 @@ def python() -> Path:
 
 def environment(choice: str, repository: Path) -> dict[str, str]:
     """What a server's processes see: which model to run inside (see `inside.py`), and one thread for each worker."""
-    return os.environ | _PRIVATE | {
+    return os.environ | _PRIVATE | _PATIENT | {
         CHOICE: choice,
         "DERMSERVE_MODEL_REPOSITORY": str(repository.resolve()),
         "OMP_NUM_THREADS": "1",
+        # Compiled kernels are kept, so that a server's start does not stand for the compiler's work.
+        "TORCHINDUCTOR_CACHE_DIR": str(ENVIRONMENT / "torchinductor"),
         "PYTHONPATH": str(REPOSITORY_ROOT),  # this checkout, whichever one is installed
         "PYTHONUNBUFFERED": "1",
+        # The port between Ray's replicas cannot be bound to loopback: nobody is to be let in by it.
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
     }  # fmt: skip
 
 

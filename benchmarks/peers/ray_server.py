@@ -35,6 +35,6 @@ class Classifier:
 
 
 if __name__ == "__main__":
-    ray.init(num_cpus=CORES, include_dashboard=False, _node_ip_address="127.0.0.1", _temp_dir=str(Path.cwd()))
+    ray.init(num_cpus=CORES, include_dashboard=False, _temp_dir=str(Path.cwd()))
     serve.start(http_options={"host": "127.0.0.1", "port": int(sys.argv[1])})
     serve.run(Classifier.bind(), blocking=True)

@@ -1,0 +1,78 @@
+"""The right answers, from dermserve's engine; and whether the network of the other servers gives the same."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.peers.comparison import Job
+from benchmarks.peers.process import environment, python
+from benchmarks.peers.wire import Expected
+from dermserve.engine import Engine, load
+from dermserve.errors import StartupError
+from dermserve.image import prepare
+from dermserve.model_card import ONNX_PATH
+
+TOLERANCE = 1e-3
+"""How far a probability may be from the right answer of the same precision."""
+_LARGEST_DIFFERENCE = 1e-4
+_CHECKED = 20
+_PATIENCE_S = 600
+
+
+def served(repository: Path, files: Sequence[bytes]) -> tuple[Expected, str]:
+    """The answers to all files of what the repository serves, and its precision."""
+    engine = load(repository)
+    return _expected(engine, files), engine.precision
+
+
+def fp32(repository: Path, files: Sequence[bytes]) -> Expected:
+    """The answers of the exported file in FP32, whatever the repository serves."""
+    return _expected(Engine(repository / ONNX_PATH, "FP32", 1), files)
+
+
+def _expected(engine: Engine, files: Sequence[bytes]) -> Expected:
+    answers = [engine.infer(prepare(file).pixels[None])["probabilities"][0].tolist() for file in files]
+    return Expected(answers, TOLERANCE)
+
+
+def require_same(job: Job, choices: Sequence[str]) -> dict[str, Any]:
+    """Let PyTorch answer 20 images without a server; returns the largest differences and the packages' versions.
+
+    `job` holds the right answers in FP32, `choices` what will run inside the servers, as in `inside.py`.
+
+    Raises:
+        StartupError: the servers are not installed, or an answer differs: then nothing that is measured means anything.
+    """
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(prefix="dermserve-answers-") as folder:
+        paths = [Path(folder) / f"{number}.jpg" for number in range(min(_CHECKED, len(job.files)))]
+        for path, file in zip(paths, job.files, strict=False):
+            path.write_bytes(file)
+        for choice in choices:
+            told = _run(choice, job.repository, paths)
+            off = np.abs(np.array(told["answers"]) - np.array(job.expected.answers[: len(paths)])).max()
+            if not off <= _LARGEST_DIFFERENCE:
+                raise StartupError(
+                    f"The weights in PyTorch ({choice}) answer otherwise than dermserve, by up to {off:.1g} on "
+                    f"{len(paths)} images (allowed: {_LARGEST_DIFFERENCE:g}); nothing was measured."
+                )
+            found |= {"versions": told["versions"], f"largest_difference_{choice}": float(off)}
+    return found
+
+
+def _run(choice: str, repository: Path, paths: Sequence[Path]) -> dict[str, Any]:
+    ended = subprocess.run(
+        [python(), "-m", "benchmarks.peers.answers", *paths],
+        env=environment(choice, repository), capture_output=True, text=True, timeout=_PATIENCE_S, check=False,
+    )  # fmt: skip
+    if ended.returncode != 0:
+        raise StartupError(f"The weights do not run in PyTorch ({choice}): {ended.stderr.strip()[-500:]}")
+    answer: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
+    return answer
