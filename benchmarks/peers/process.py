@@ -67,17 +67,22 @@ class Server:
         return processes_of(self._process.pid, self._state)
 
     def stop(self) -> None:
-        """Ask it to end, and kill what does not."""
+        """Ask it to end, kill what does not, and wait until all is gone: the next window has the machine to itself."""
         members = self.processes()
         self._process.terminate()
+        self._await_end(members)
+        left = alive([*members, *self.processes()])
+        for process in left:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        self._await_end(left)
+        self._process.wait()
+
+    def _await_end(self, members: Sequence[psutil.Process]) -> None:
         end = time.perf_counter() + _STOP_S
         while alive(members) and time.perf_counter() < end:
             self._process.poll()
             time.sleep(_POLL_S)
-        for process in alive([*members, *self.processes()]):
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-        self._process.wait()
 
     def _last_lines(self) -> str:
         return "\n".join((self._state / "server.log").read_text(errors="replace").splitlines()[-15:])
