@@ -31,8 +31,9 @@ export: .venv/.dev  ## Put RUN's weights into model_repository/
 	.venv/bin/dermserve export $(RUN) $(if $(IMAGES),--images $(IMAGES))
 
 bench: .venv/.dev  ## Measure what a CPU can measure; results land in benchmarks/results/
-	.venv/bin/dermserve bench limit
-	.venv/bin/dermserve bench cold
+	@status=0; for name in limit cold serve precision transport lane 'load --overload' decode; do \
+	    .venv/bin/dermserve bench $$name || status=1; \
+	done; exit $$status
 
 format: .venv/.dev  ## Format the code
 	.venv/bin/ruff check --fix $(SOURCES)

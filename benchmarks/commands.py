@@ -7,7 +7,8 @@ from pathlib import Path
 
 import click
 
-from benchmarks import load_commands, options, peers_commands, report, served_commands
+from benchmarks import load_commands, options, peers_commands, precision_commands, report, served_commands
+from benchmarks.decode import decode
 
 _OUT = click.option(
     "--out",
@@ -35,6 +36,8 @@ _COMMANDS = (
     served_commands.lane,
     load_commands.load,
     peers_commands.peers,
+    precision_commands.precision,
+    decode,
 )
 for _command in _COMMANDS:
     bench.add_command(_command)
@@ -47,7 +50,7 @@ def limit(*, seconds: float, plan: options.Plan) -> None:
     """Images per second without a server: the ceiling for everything served from this machine.
 
     Decoding and the network on one worker of one thread for each core, as threads and as processes, in batches of
-    1, 2, 4, 8; all are reported, the best one is the ceiling. Decoding alone is the ceiling of `bench transport`.
+    1 and 4; all are reported, the best one is the ceiling. Decoding alone is the ceiling of `bench transport`.
 
     \b
     Example:

@@ -2,7 +2,7 @@
 
 What `dermserve serve` reaches is read as a share of this limit. It runs what the embedded server runs,
 `dermserve.image.prepare` and the network of `dermserve.engine`, on one worker of one thread for each core, in every
-arrangement worth trying: threads of one process or a process each, and batches of 1, 2, 4, 8. The best one counts.
+arrangement worth trying: threads of one process or a process each, and batches of 1 and 4. The best one counts.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ import numpy as np
 
 from dermserve import engine
 from dermserve.image import prepare
+from dermserve.settings import Settings
 
-BATCHES = (1, 2, 4, 8)
+BATCHES = (1, 4)
 Kind = Literal["threads", "processes"]
 Work = Literal["decode", "model", "both"]
 _mine = threading.local()
@@ -189,7 +190,8 @@ def _equip(repository: Path | None, files: list[bytes]) -> None:
 def _loaded() -> engine.Engine:
     if _mine.engine is None:  # not in `_equip`, where an error would be lost
         with _first_call:  # first calls made at once from two threads have hung
-            _mine.engine = engine.load(_mine.repository)
+            wanted = Settings().precision
+            _mine.engine = engine.load(_mine.repository, None if wanted == "auto" else wanted)
             _mine.pixels = prepare(next(_mine.files)).pixels[None]
             _mine.engine.infer(_mine.pixels)
     found: engine.Engine = _mine.engine

@@ -1,4 +1,4 @@
-"""The model repository fitted to one machine: instances and queues from its cores, batches from the precision.
+"""The model repository fitted to one machine: instances and queues from its cores, and the precision.
 
 The files in the tree are written for two cores and for callers that wait 30 s. What a stack serves is a copy of them,
 and only that copy is changed.
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from google.protobuf import text_format
-from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup, ModelWarmup
+from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup
 
 from deploy import cores
 from dermserve import engine
@@ -21,8 +21,6 @@ from dermserve.settings import Settings
 
 _WRITTEN_FOR_CORES: Final = 2
 _WRITTEN_FOR_S: Final = 30.0
-# Images that a core computes at once. FP32 gains nothing from more than one; INT8 on AMX gains about 18 % from four.
-_BATCH: Final = {"FP32": 1, "INT8": 4}
 
 
 def fit(repository: Path, settings: Settings) -> None:
@@ -39,9 +37,8 @@ def fit(repository: Path, settings: Settings) -> None:
             raise StartupError(f"{path} is no model configuration: {error}") from error
         _fit_to_cores(config, available)
         _fit_timeouts(config, settings.inference_timeout_s / _WRITTEN_FOR_S)
-        if "batch" in config.parameters:  # the classifier on OpenVINO
+        if path.parts[-3:] == ("classifier", "configs", "openvino.pbtxt"):
             config.parameters["precision"].string_value = _precision(repository, settings)
-            _fit_batch(config, settings.classifier_batch)
         path.write_text(text_format.MessageToString(config))
 
 
@@ -64,17 +61,3 @@ def _fit_to_cores(config: ModelConfig, available: int) -> None:
 def _fit_timeouts(config: ModelConfig, share: float) -> None:
     for policy in config.dynamic_batching.priority_queue_policy.values():
         policy.default_timeout_microseconds = round(policy.default_timeout_microseconds * share)
-
-
-def _fit_batch(config: ModelConfig, wanted: int | None) -> None:
-    """Let the batcher form the batches that the instances compute at once, and warm up each size of them."""
-    batch = wanted or _BATCH.get(config.parameters["precision"].string_value, 1)
-    config.parameters["batch"].string_value = str(batch)
-    config.dynamic_batching.preferred_batch_size[:] = [batch]
-    inputs = {
-        tensor.name: ModelWarmup.Input(data_type=tensor.data_type, dims=tensor.dims, zero_data=True)
-        for tensor in config.input
-    }
-    del config.model_warmup[:]
-    for size in range(1, batch + 1):
-        config.model_warmup.append(ModelWarmup(name=f"{size} at once", batch_size=size, inputs=inputs))

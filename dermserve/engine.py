@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dermserve.errors import StartupError
+from dermserve.image import SIDE
 from dermserve.model_card import INT8_PATH, ONNX_PATH, ModelCard, sha256
 
 FP32: Final = "FP32"
@@ -31,7 +32,10 @@ _INT8_INSTRUCTIONS: Final = frozenset({"avx512_vnni", "avx_vnni"})
 
 
 class Engine:
-    """A compiled network with one request: one call at a time.
+    """A network compiled for one image; one call at a time.
+
+    A shape that is known beforehand is worth a quarter of INT8's speed, and larger batches gain nothing on a CPU. An
+    image's answer also never depends on its neighbours.
 
     Args:
         path: an ONNX file or OpenVINO IR as `dermserve export` writes them.
@@ -43,6 +47,7 @@ class Engine:
         import openvino
 
         network, _ = _divided(openvino.Core().read_model(path))
+        network.reshape([1, SIDE, SIDE, 3])
         self.precision = precision
         self._request = _compiled(network, threads)
         self._outputs = {name: index for index, port in enumerate(network.outputs) for name in port.names}
@@ -50,8 +55,10 @@ class Engine:
     def infer(self, pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
         """Map uint8 [N, 300, 300, 3] to every output but `ood` by name, float32 [N, …], in memory of their own."""
         # Outputs are copied: Triton reads a response after the next request's call has been made.
-        results = self._request.infer([pixels], share_inputs=True, share_outputs=False)
-        return {name: results[index] for name, index in self._outputs.items()}
+        found = [self._request.infer([one[None]], share_inputs=True, share_outputs=False) for one in pixels]
+        if len(found) == 1:
+            return {name: found[0][index] for name, index in self._outputs.items()}
+        return {name: np.concatenate([one[index] for one in found]) for name, index in self._outputs.items()}
 
 
 class Novelty:
@@ -68,12 +75,16 @@ class Novelty:
         _, novelty = _divided(openvino.Core().read_model(path))
         if novelty is None:
             raise StartupError("These weights were exported without a distance to the training images.")
+        novelty.reshape({0: [1, SIDE, SIDE, 3], 1: [1, novelty.input(1).get_partial_shape()[1].get_length()]})
         self._request = _compiled(novelty, 1)
 
     def __call__(self, pixels: NDArray[np.uint8], embedding: NDArray[np.float32]) -> NDArray[np.float32]:
         """`ood`, float32 [N, 1], from uint8 [N, 300, 300, 3] and the network's float32 [N, 1536]."""
-        found: NDArray[np.float32] = self._request.infer([pixels, embedding], share_inputs=True, share_outputs=False)[0]
-        return found
+        found = [
+            self._request.infer([one[None], features[None]], share_inputs=True, share_outputs=False)[0]
+            for one, features in zip(pixels, embedding, strict=True)
+        ]
+        return np.concatenate(found)
 
 
 def load(repository: Path, precision: str | None = None, *, threads: int = 1) -> Engine:

@@ -44,9 +44,6 @@ class Settings(BaseSettings):
         "auto",
         description="Of the network on a CPU; auto: INT8 where the model card's gate let it pass and the CPU has it.",
     )
-    classifier_batch: int | None = Field(
-        None, ge=1, le=64, description="Images that one CPU instance computes at once; unset: by precision."
-    )
     triton_trace_url: str | None = Field(
         None, pattern="^https?://", description="OTLP/HTTP collector for Triton's traces, http://host:4318/v1/traces."
     )

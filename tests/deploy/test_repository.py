@@ -54,18 +54,6 @@ def test_nobody_is_refused_by_a_timeout_while_a_caller_would_still_wait(models: 
     assert 0 < policies[1].max_queue_size < policies[2].max_queue_size
 
 
-@pytest.mark.parametrize(("precision", "wanted", "batch"), [("FP32", None, 1), ("INT8", None, 4), ("FP32", 3, 3)])
-def test_every_batch_that_is_computed_at_once_was_warmed_up(
-    models: Path, precision: str, wanted: int | None, batch: int
-) -> None:
-    config = fitted(models, precision=precision, classifier_batch=wanted)["openvino"]
-    assert config.parameters["precision"].string_value == precision
-    assert list(config.dynamic_batching.preferred_batch_size) == [batch]
-    assert config.parameters["batch"].string_value == str(batch)
-    assert [one.batch_size for one in config.model_warmup] == list(range(1, batch + 1))
-    assert all(list(one.inputs["pixels"].dims) == [300, 300, 3] for one in config.model_warmup)
-
-
 def test_the_precision_is_the_one_that_the_cards_gate_let_pass(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "_instructions", lambda: {"avx512_vnni"})
     card = ModelCard.read(models)

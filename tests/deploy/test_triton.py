@@ -202,21 +202,6 @@ def test_figures_tell_of_queues_and_hold_no_summaries(slow: Embedded) -> None:
     assert "summary" not in text
 
 
-@pytest.mark.slow
-def test_requests_computed_together_get_each_its_own_answer(tmp_path: Path) -> None:
-    """The real network, four images at once."""
-    requests = [[number] for number in range(6)] + [[0, 1, 2, 3, 4], [5, 4]]
-    with running(tmp_path, cpu_cores=1, classifier_batch=4) as server:
-        client = server.client()
-        alone = [client.infer([data], ["probabilities"])["probabilities"][0, 0] for data in IMAGES]
-        outcomes = send(client, requests, bulk=lambda _: True)
-        sizes = {one.batch_size for one in server.counts("classifier").batch_stats}
-    assert [outcome.error for outcome in outcomes if outcome.error is not None] == []
-    for numbers, outcome in zip(requests, outcomes, strict=True):
-        assert np.abs(outcome.answer - [alone[number] for number in numbers]).max() < 1e-5
-    assert sizes & {2, 3, 4}, "requests were put together"
-
-
 def test_traces_go_to_the_collector_and_hold_no_image(tmp_path: Path) -> None:
     received: list[bytes] = []
 
