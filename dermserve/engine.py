@@ -97,20 +97,25 @@ def load(repository: Path, precision: str | None = None, *, threads: int = 1) ->
     precision = precision or served(card)
     if precision == FP32:
         return Engine(_checked(repository / ONNX_PATH, card.weights_sha256), FP32, threads)
-    record = card.engines.get("openvino")
-    if precision != INT8 or record is None or record.precision != INT8:
+    if precision not in available(card):
         raise StartupError(f"The model card has no {precision} engine for a CPU: run `dermserve export --data …`.")
+    record = card.engines["openvino"]
     _checked((repository / INT8_PATH).with_suffix(".bin"), record.weights_sha256 or "")
     return Engine(_checked(repository / INT8_PATH, record.sha256), INT8, threads)
 
 
+def available(card: ModelCard) -> tuple[str, ...]:
+    """The precisions that a CPU can be given, best last: INT8 is one of them where the card's gate let it pass."""
+    record = card.engines.get("openvino")
+    return (FP32, INT8) if record is not None and record.precision == INT8 else (FP32,)
+
+
 def served(card: ModelCard) -> str:
-    """The precision for this machine: INT8 where the card's gate let it pass and the processor has the instructions.
+    """The precision for this machine: INT8 where it is available and the processor has the instructions.
 
     Without them OpenVINO adds pairs of products in 16 bits, where they overflow: other numbers than those at the gate.
     """
-    record = card.engines.get("openvino")
-    return INT8 if record is not None and record.precision == INT8 and _INT8_INSTRUCTIONS & _instructions() else FP32
+    return INT8 if INT8 in available(card) and _INT8_INSTRUCTIONS & _instructions() else FP32
 
 
 def _instructions() -> set[str]:

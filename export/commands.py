@@ -68,15 +68,17 @@ def export(
     """
     from dermserve.model_card import ModelCard
     from dermserve.settings import Settings
-    from export import sets, targets
-    from export.run import install_run
 
     def say(line: str) -> None:
         click.echo(line, err=True)
 
     _require_sense(target, precision, data, recipe)
     if run is not None:
+        from export.run import install_run  # the only part that needs torch
+
         install_run(run, repository, images, count, say)
+    from export import sets, targets
+
     if target == "openvino":
         if precision == "fp32" or data is None:
             targets.openvino_fp32(repository, "" if precision else "INT8 needs --data", say)

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from dermserve import quality
 from dermserve.errors import StartupError
 from dermserve.image import preprocessing_hash
-from dermserve.model_card import ONNX_PATH, ModelCard
+from dermserve.model_card import INT8_PATH, ONNX_PATH, ModelCard
 
 
 def read_training_card(path: Path) -> dict[str, Any]:
@@ -63,4 +63,6 @@ def install(
     target.parent.mkdir(parents=True, exist_ok=True)
     card.write(repository)
     onnx.replace(target)
+    for path in (repository / INT8_PATH, (repository / INT8_PATH).with_suffix(".bin")):
+        path.unlink(missing_ok=True)  # of earlier weights
     return card

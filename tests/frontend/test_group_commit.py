@@ -117,7 +117,8 @@ def test_rows_that_wait_share_a_transaction(own_database: Server) -> None:
     assert {str(row["id"]): row["filename"] for row in rows} == {
         answer.json()["id"]: f"{number}.jpg" for number, answer in enumerate(answers)
     }
-    assert max(Counter(row["xmin"] for row in rows).values()) > SENDERS // 2
+    # The first rows go at once; what came while they were blocked shares the next transactions.
+    assert len({row["xmin"] for row in rows}) <= SENDERS // 3
 
 
 def test_every_sender_is_told_of_its_own_image(own_database: Server) -> None:

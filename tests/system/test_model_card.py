@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from dermserve.errors import StartupError
-from dermserve.model_card import CARD_PATH, ONNX_PATH, ModelCard, SeenImages
+from dermserve.model_card import CARD_PATH, INT8_PATH, ONNX_PATH, ModelCard, SeenImages, sha256
 from dermserve.settings import Settings
 from tests.system.stack import Stack
 from tests.training.conftest import make_2019, make_2020, write
@@ -39,7 +39,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def repository(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the committed repository whose card says that the weights were trained on `data`."""
     copy = tmp_path / "model_repository"
-    for path in (CARD_PATH, ONNX_PATH):
+    for path in (CARD_PATH, ONNX_PATH, INT8_PATH, INT8_PATH.with_suffix(".bin")):
         (copy / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(Settings().model_repository / path, copy / path)
     parts = splits.split(datasets.read(data))
@@ -127,6 +127,9 @@ def test_a_server_with_other_weights_is_noticed_before_anything_is_written(
         values = onnx.numpy_helper.to_array(tensor) + np.linspace(2, 0, 9, dtype=np.float32)
         tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
     onnx.save(model, repository / ONNX_PATH)
+    # As an export leaves it: the INT8 model of the earlier weights is gone.
+    card = ModelCard.read(repository)
+    card.model_copy(update={"engines": {}, "weights_sha256": sha256(repository / ONNX_PATH)}).write(repository)
     before = (repository / CARD_PATH).read_bytes()
     with pytest.raises(StartupError, match=r"other weights than .* Start the server again after an export"):
         invoke("--write-card", data, "--url", stack.grpc, "--page", tmp_path / "page.md")

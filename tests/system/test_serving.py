@@ -19,7 +19,7 @@ import pytest
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
-from dermserve import sample
+from dermserve import engine, sample
 from dermserve.client import OUTPUT_SHAPES, TritonClient
 from dermserve.errors import ImageUndecodable
 from dermserve.model_card import ModelCard
@@ -104,7 +104,7 @@ def test_the_json_api_keeps_its_contract(stack: Stack, api_key: str) -> None:
     assert body["image"] | {"sha256": None} == {"sha256": None, "width": 600, "height": 450, "format": "jpeg"}
     assert set(body["diagnoses"]) == set(card.leaves)
     assert body["model"] == {
-        "name": "melanoma", "version": card.version, "precision": "FP32", "runtime": "openvino",
+        "name": "melanoma", "version": card.version, "precision": engine.served(card), "runtime": "openvino",
         "preprocessing": card.preprocessing,
     }  # fmt: skip
     assert body["cam"]["shape"] == [10, 10]

@@ -128,8 +128,12 @@ def require_same_weights(client: TritonClient, repository: Path, paths: list[Pat
         StartupError: an answer differs.
         InferenceUnavailable: no server answers.
     """
-    removed = ModelCard.read(repository).remove_artifacts
-    model = engine.load(repository, client.runtime().precision)
+    card, precision = ModelCard.read(repository), client.runtime().precision
+    again = "Start the server again after an export."
+    if precision not in engine.available(card):
+        raise StartupError(f"The server has other weights than {repository}, which has no {precision} engine. {again}")
+    removed = card.remove_artifacts
+    model = engine.load(repository, precision)
     for path in paths:
         data = path.read_bytes()
         served = client.infer([data], ["probabilities"], bulk=True)["probabilities"][0]
@@ -137,7 +141,7 @@ def require_same_weights(client: TritonClient, repository: Path, paths: list[Pat
         if np.abs(served - own).max() > _SAME:
             raise StartupError(
                 f"The server has other weights than {repository}: {path.name} is {served[_MELANOMA]:.4f} there and "
-                f"{own[_MELANOMA]:.4f} here. Start the server again after an export."
+                f"{own[_MELANOMA]:.4f} here. {again}"
             )
 
 

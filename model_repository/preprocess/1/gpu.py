@@ -39,28 +39,25 @@ class TritonPythonModel:
         """Prepare the images of all requests at once; a request that holds an unreadable one fails by itself."""
         encoded = [pb_utils.get_input_tensor_by_name(request, "image").as_numpy()[:, 0] for request in requests]
         prepared = iter(self._prepare([one for images in encoded for one in images]))
-        return [
-            self._answer(request, [next(prepared) for _ in images])
-            for request, images in zip(requests, encoded, strict=True)
-        ]
+        return [self._answer([next(prepared) for _ in images]) for images in encoded]
 
-    def _answer(self, request, prepared):
+    def _answer(self, prepared):
         for index, result in enumerate(prepared):
             if isinstance(result, ImageError):
                 return pb_utils.InferenceResponse(
                     error=pb_utils.TritonError(result.wire(index), pb_utils.TritonError.INVALID_ARG)
                 )
-        wanted = request.requested_output_names()
         pixels = np.stack([result.pixels for result in prepared])
-        quality = np.zeros((len(prepared), 4), np.float32)
-        # Measured before hair is painted over: the flag speaks of the photograph that was sent.
-        if self.card.quality.measured and "quality" in wanted:
-            quality[:] = [flags.measure(one) for one in pixels]
+        # NaN leaves the flags to the step `quality`, which runs only where they are wanted.
+        quality = np.full((len(prepared), 4), np.nan, np.float32)
         if self.card.remove_artifacts:
+            if self.card.quality.measured:
+                # Measured before hair is painted over: the flag speaks of the photograph that was sent.
+                quality[:] = [flags.measure(one) for one in pixels]
             pixels = np.stack([artifacts.remove(one) for one in pixels])
         outputs = {
             "pixels": pixels,
             "quality": quality,
             "region": np.array([result.region for result in prepared], np.float32),
         }
-        return pb_utils.InferenceResponse([pb_utils.Tensor(name, outputs[name]) for name in outputs if name in wanted])
+        return pb_utils.InferenceResponse([pb_utils.Tensor(name, values) for name, values in outputs.items()])
