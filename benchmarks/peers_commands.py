@@ -11,6 +11,7 @@ from benchmarks import options, report
 from benchmarks.peers.catalogue import PEERS
 
 _ROUNDS_TO_RANK = 5
+_OURS = "dermserve, Triton gRPC"
 _FASTER = {"FP32": 2.2, "INT8": 3.3}
 _TUNED = {"channels-last": "PyTorch eager, channels_last", "compiled": "PyTorch, torch.compile"}
 
@@ -29,7 +30,7 @@ _TUNED = {"channels-last": "PyTorch eager, channels_last", "compiled": "PyTorch,
 @click.option(
     "--min-faster",
     type=float,
-    help="Least factor by which Triton's gRPC is faster than each.  [default: 2.2; 3.3 where INT8 is served]",
+    help="Least factor by which Triton's gRPC is faster than each.  [default: 2.2 in FP32, 3.3 in INT8]",
 )
 @options.seconds(10.0)
 @options.common
@@ -46,9 +47,10 @@ def peers(
     """Other servers beside dermserve: same weights, same JPEG files, same client, every answer checked.
 
     FastAPI, LitServe, BentoML, Ray Serve and Mosec with PyTorch in FP32, set up as their documentation recommends; or,
-    with --given-engine, with dermserve's decoding and engine inside, in at least 5 rounds. One server runs at a time, in
-    turn with the in-process limit. The exit status tells whether nothing failed and Triton's gRPC is faster than
-    each by --min-faster, or, with --given-engine, not slower than any by more than the noise of equal code.
+    with --given-engine, with dermserve's decoding and engine inside, in at least 5 rounds. Where INT8 is served,
+    dermserve is measured in FP32, too. One server runs at a time, in turn with the in-process limit. The exit status
+    tells whether nothing failed and Triton's gRPC is faster than each by --min-faster, or, with --given-engine, not
+    slower than any by more than the noise of equal code.
 
     The servers have an environment of their own: `deploy/setup.sh peers`.
 
@@ -64,22 +66,27 @@ def peers(
     from dermserve.settings import Settings
 
     process.python()  # says at once where the servers are missing
-    on, repository = report.machine(), Settings().model_repository
+    on, repository, asked = report.machine(), Settings().model_repository, Settings().precision
     chosen = [one for one in PEERS if not servers or one.name in servers]
-    expected, precision = reference.served(repository, plan.files)
-    job, inside = comparison.Job(repository, plan.files, expected), f"our engine, {precision}"
-    entrants = [comparison.ours(way, inside, job) for way in ("grpc", "http")]
-    best, facts = entrants[0].name, {}
+    answers, precision = reference.expected(repository, plan.files, None if asked == "auto" else asked)
+    job = comparison.Job(repository, plan.files, answers, precision)
+    entrants = [comparison.ours("grpc", job, _OURS), comparison.ours("http", job, "dermserve, HTTP API with history")]
+    judged, facts = {_OURS: _FASTER[precision]}, {}
     if given_engine:
-        rivals = [comparison.peer(one, "engine", inside, job) for one in chosen]
+        rivals = [comparison.peer(one, "engine", f"our engine, {precision}", job) for one in chosen]
     else:
-        job = comparison.Job(repository, plan.files, reference.fp32(repository, plan.files))
-        facts = reference.require_same(job, ["torch", *(_TUNED if tuned else ())])
-        rivals = [comparison.peer(one, "torch", "PyTorch eager, FP32", job) for one in chosen]
+        in_fp32 = job
+        if precision != "FP32":
+            in_fp32 = comparison.Job(repository, plan.files, *reference.expected(repository, plan.files, "FP32"))
+            equal = comparison.ours("grpc", in_fp32, f"{_OURS}, FP32")
+            entrants.append(equal)
+            judged[equal.name] = _FASTER["FP32"]
+        facts = reference.require_same(in_fp32, ["torch", *(_TUNED if tuned else ())])
+        rivals = [comparison.peer(one, "torch", "PyTorch eager, FP32", in_fp32) for one in chosen]
         if tuned:
             plain = PEERS[0]
             entrants += [
-                comparison.peer(plain, choice, f"{words}, FP32", job, f"{plain.name}, {choice}")
+                comparison.peer(plain, choice, f"{words}, FP32", in_fp32, f"{plain.name}, {choice}")
                 for choice, words in _TUNED.items()
             ]
     entrants += rivals
@@ -98,19 +105,19 @@ def peers(
         report.progress(steps(len(entrants), rounds)) as announce,
     ):
         found = alternate(turns, window, lambda one: one.window.per_second, rounds=rounds, announce=announce)
-    rows = {one.name: comparison.row(one, found.series[one.name], found.series[best]) for one in entrants}
+    rows = {one.name: comparison.row(one, found.series[one.name], found.series[_OURS]) for one in entrants}
     noise = comparison.noise(found.references, rounds)
     kind = "given our engine" if given_engine else "as documented"
     title = f"Peers {kind}, {senders} senders, {plan.source}, {rounds} rounds"
     report.show_all(f"{title}; limit: {how}; noise of equal code {noise:.1%}", rows)
     bounds = []
-    for one in rivals:
-        faster = median(comparison.advantage(found.series[best], found.series[one.name]))
-        if given_engine:
-            bounds.append(report.Bound(f"{one.name} by Triton's gRPC", 1 / faster, 1 + noise, at_least=False))
-        else:
-            least = _FASTER[precision] if min_faster is None else min_faster
-            bounds.append(report.Bound(f"Triton's gRPC by {one.name}", faster, least))
+    for rival in rivals:
+        for name, least in judged.items():
+            faster = median(comparison.advantage(found.series[name], found.series[rival.name]))
+            if given_engine:
+                bounds.append(report.Bound(f"{rival.name} by {name}", 1 / faster, 1 + noise, at_least=False))
+            else:
+                bounds.append(report.Bound(f"{name} by {rival.name}", faster, min_faster or least))
     lost = sum(row["failed"] for row in rows.values())
     bounds.append(report.Bound("images without a right answer", lost, 0, at_least=False))
     figures = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -32,11 +33,12 @@ class Live(NamedTuple):
 
 @dataclass(frozen=True)
 class Job:
-    """The weights to serve, the images to send, and their right answers."""
+    """The weights to serve, the images to send, their right answers, and the precision these are of."""
 
     repository: Path
     files: Sequence[bytes]
     expected: Expected
+    precision: str = "FP32"
 
 
 @dataclass(frozen=True)
@@ -74,12 +76,15 @@ def peer(entry: Peer, choice: str, inside: str, job: Job, name: str | None = Non
     return Entrant(name or entry.name, inside, entry.lines, opened)
 
 
-def ours(way: str, inside: str, job: Job) -> Entrant:
+def ours(way: str, job: Job, name: str) -> Entrant:
     """The whole of `dermserve serve`, database and pages included. `way`: `grpc` (Triton) or `http` (with history)."""
 
     @contextmanager
     def opened() -> Iterator[Live]:
-        settings = {"DERMSERVE_MODEL_REPOSITORY": str(job.repository.resolve())}
+        settings = {
+            "DERMSERVE_MODEL_REPOSITORY": str(job.repository.resolve()),
+            "DERMSERVE_PRECISION": job.precision,
+        }
         began = time.perf_counter()
         with tempfile.TemporaryDirectory(prefix="dermserve-bench-") as state, starting(Path(state), settings) as stack:
             stack.until_ready()
@@ -92,8 +97,7 @@ def ours(way: str, inside: str, job: Job) -> Entrant:
             connect()((0, job.files[0]))
             yield Live(connect, stack.processes, ready_s + time.perf_counter() - began)
 
-    name = {"grpc": "dermserve, Triton gRPC", "http": "dermserve, HTTP API with history"}[way]
-    return Entrant(name, inside, _repository_lines(job.repository), opened)
+    return Entrant(name, f"our engine, {job.precision}", _repository_lines(job.repository), opened)
 
 
 def visit(entrant: Entrant, files: Sequence[bytes], *, senders: int, seconds: float, warm_up_s: float) -> Visit:
@@ -112,7 +116,7 @@ def visit(entrant: Entrant, files: Sequence[bytes], *, senders: int, seconds: fl
 
 def advantage(one: Series[Visit], other: Series[Visit]) -> list[float]:
     """How many times faster `one` is, for each round; both are read against the limit beside them."""
-    return [mine / theirs for mine, theirs in zip(one.ratios, other.ratios, strict=True)]
+    return [mine / theirs if theirs else math.inf for mine, theirs in zip(one.ratios, other.ratios, strict=True)]
 
 
 def noise(references: Sequence[float], rounds: int) -> float:
@@ -135,13 +139,14 @@ def row(entrant: Entrant, series: Series[Visit], best: Series[Visit]) -> dict[st
     window = pooled([one.window for one in series.results])
     per_second = median(one.window.per_second for one in series.results)
     cores = median(one.cores for one in series.results)
+    faster = median(advantage(best, series))
     return {
         "inside": entrant.inside,
         "images/s": round(per_second, 2),
         "share": round(series.ratio, 3),
         "least": round(min(series.ratios), 3),
         "most": round(max(series.ratios), 3),
-        "ours/it": round(median(advantage(best, series)), 2),
+        "ours/it": round(faster, 2) if math.isfinite(faster) else None,
         **{f"{name} ms": round(value) for name, value in window.percentiles().items() if name != "p95"},
         "CPU ms": round(1e3 * cores / per_second, 1) if cores and per_second else None,
         "PSS MiB": round(median(one.pss for one in series.results) / 2**20),

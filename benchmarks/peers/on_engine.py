@@ -23,7 +23,8 @@ class Model:
     """The served network, one thread; calls from several threads take turns."""
 
     def __init__(self) -> None:
-        self._engine = engine.load(Settings().model_repository)
+        wanted = Settings().precision
+        self._engine = engine.load(Settings().model_repository, None if wanted == "auto" else wanted)
         self._turn = threading.Lock()
         self.predict([np.zeros((image.SIDE, image.SIDE, 3), np.uint8)])  # the first call is the slow one
 

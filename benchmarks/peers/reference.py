@@ -14,10 +14,9 @@ import numpy as np
 from benchmarks.peers.comparison import Job
 from benchmarks.peers.process import environment, python
 from benchmarks.peers.wire import Expected
-from dermserve.engine import Engine, load
+from dermserve.engine import load
 from dermserve.errors import StartupError
 from dermserve.image import prepare
-from dermserve.model_card import ONNX_PATH
 
 TOLERANCE = 1e-3
 """How far a probability may be from the right answer of the same precision."""
@@ -26,20 +25,11 @@ _CHECKED = 20
 _PATIENCE_S = 600
 
 
-def served(repository: Path, files: Sequence[bytes]) -> tuple[Expected, str]:
-    """The answers to all files of what the repository serves, and its precision."""
-    engine = load(repository)
-    return _expected(engine, files), engine.precision
-
-
-def fp32(repository: Path, files: Sequence[bytes]) -> Expected:
-    """The answers of the exported file in FP32, whatever the repository serves."""
-    return _expected(Engine(repository / ONNX_PATH, "FP32", 1), files)
-
-
-def _expected(engine: Engine, files: Sequence[bytes]) -> Expected:
+def expected(repository: Path, files: Sequence[bytes], precision: str | None = None) -> tuple[Expected, str]:
+    """The answers to all files in a precision, by default the one that is served here; and which one that is."""
+    engine = load(repository, precision)
     answers = [engine.infer(prepare(file).pixels[None])["probabilities"][0].tolist() for file in files]
-    return Expected(answers, TOLERANCE)
+    return Expected(answers, TOLERANCE), engine.precision
 
 
 def require_same(job: Job, choices: Sequence[str]) -> dict[str, Any]:

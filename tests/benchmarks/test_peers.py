@@ -33,7 +33,7 @@ def files():
 
 @pytest.fixture(scope="module")
 def expected(files):
-    return reference.fp32(Settings().model_repository, files)
+    return reference.expected(Settings().model_repository, files, "FP32")[0]
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,10 @@ def test_other_weights_are_not_measured(files, expected):
 @pytest.mark.slow
 @pytest.mark.parametrize("choice", ["torch", "engine"])
 @pytest.mark.parametrize("peer", PEERS, ids=lambda one: one.name)
-def test_a_server_answers_rightly_on_loopback_only_and_leaves_nothing_behind(peer, choice, files, expected):
+def test_a_server_answers_rightly_on_loopback_only_and_leaves_nothing_behind(
+    peer, choice, files, expected, monkeypatch
+):
+    monkeypatch.setenv("DERMSERVE_PRECISION", "FP32")
     with process.serving(peer, choice, Settings().model_repository) as server:
         connect = wire.Http(server.port, peer.path, peer.encoding, expected)
         server.until_right(connect, (0, files[0]))
