@@ -7,7 +7,15 @@ from pathlib import Path
 
 import click
 
-from benchmarks import load_commands, options, peers_commands, precision_commands, report, served_commands
+from benchmarks import (
+    load_commands,
+    options,
+    peers_commands,
+    precision_commands,
+    report,
+    served_commands,
+    where_commands,
+)
 from benchmarks.decode import decode
 
 _OUT = click.option(
@@ -37,6 +45,7 @@ _COMMANDS = (
     load_commands.load,
     peers_commands.peers,
     precision_commands.precision,
+    where_commands.where,
     decode,
 )
 for _command in _COMMANDS:

@@ -150,6 +150,21 @@ def overload(
         held.legend(fontsize="x-small")
 
 
+def parts(path: Path, ms: Mapping[str, Mapping[str, float]], machine: Mapping[str, Any]) -> None:
+    """One stacked bar for each way into the server: milliseconds by part."""
+    with figure(path, 1, "Processor time of one image", machine) as (axis,):
+        for position, way in enumerate(ms):
+            left = 0.0
+            for colour, (name, value) in enumerate(ms[way].items()):
+                label = name if position == 0 else f"_{name}"
+                axis.barh(position, value, left=left, color=f"C{colour}", label=label)
+                left += value
+        axis.set_yticks(range(len(ms)), ms, fontsize="small")
+        axis.invert_yaxis()
+        axis.set(xlabel="ms")
+        axis.legend(fontsize="x-small", ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.15))
+
+
 def _shares(axis: Any, found: Alternation[Window], bounds: Mapping[str, float]) -> None:
     _bars(axis, {name: (one.ratio, min(one.ratios), max(one.ratios)) for name, one in found.series.items()})
     for position, name in enumerate(found.series):
