@@ -65,14 +65,13 @@ class Novelty:
     """The distance to the training images, a tenth of the network's time and so apart from it; FP32 whatever that is.
 
     Raises:
-        StartupError: the weights are not the card's, or were exported without it.
+        StartupError: the file was exported without it.
     """
 
-    def __init__(self, repository: Path) -> None:
+    def __init__(self, onnx: Path) -> None:
         import openvino
 
-        path = _checked(repository / ONNX_PATH, ModelCard.read(repository).weights_sha256)
-        _, novelty = _divided(openvino.Core().read_model(path))
+        _, novelty = _divided(openvino.Core().read_model(onnx))
         if novelty is None:
             raise StartupError("These weights were exported without a distance to the training images.")
         novelty.reshape({0: [1, SIDE, SIDE, 3], 1: [1, novelty.input(1).get_partial_shape()[1].get_length()]})
@@ -102,6 +101,15 @@ def load(repository: Path, precision: str | None = None, *, threads: int = 1) ->
     record = card.engines["openvino"]
     _checked((repository / INT8_PATH).with_suffix(".bin"), record.weights_sha256 or "")
     return Engine(_checked(repository / INT8_PATH, record.sha256), INT8, threads)
+
+
+def load_novelty(repository: Path) -> Novelty:
+    """Of a model repository's weights.
+
+    Raises:
+        StartupError: the weights are not the card's, or were exported without it.
+    """
+    return Novelty(_checked(repository / ONNX_PATH, ModelCard.read(repository).weights_sha256))
 
 
 def available(card: ModelCard) -> tuple[str, ...]:

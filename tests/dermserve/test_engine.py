@@ -32,7 +32,7 @@ def whole(pixels: np.ndarray) -> dict[str, np.ndarray]:
 
 def test_engine_and_novelty_give_every_output_of_the_file(pixels: np.ndarray, whole: dict[str, np.ndarray]) -> None:
     found = engine.load(REPOSITORY, "FP32").infer(pixels)
-    found["ood"] = engine.Novelty(REPOSITORY)(pixels, found["embedding"])
+    found["ood"] = engine.load_novelty(REPOSITORY)(pixels, found["embedding"])
     assert set(found) == set(whole)
     for name, values in whole.items():
         assert found[name].shape == values.shape

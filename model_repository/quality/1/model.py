@@ -20,7 +20,7 @@ class TritonPythonModel:
         outputs = {output["name"] for output in json.loads(args["model_config"])["output"]}
         self._measured = card.quality.measured
         self._distance = "ood" in outputs  # an engine for a GPU computes it with the rest
-        self._novelty = engine.Novelty(repository) if self._distance and card.ood.measured else None
+        self._novelty = engine.load_novelty(repository) if self._distance and card.ood.measured else None
 
     def execute(self, requests):
         """Zeros where the card does not vouch for them."""
