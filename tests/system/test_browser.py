@@ -27,7 +27,7 @@ def browser(stack: Stack) -> Iterator[Chromium]:
 def test_register_upload_result_overlay_history(browser: Chromium, samples: Path) -> None:
     browser.register()
     browser.choose(samples / "sample-003.jpg")
-    assert browser.count(".result-figures .bars > div") == 4
+    browser.until(lambda: browser.count(".result-figures .bars > div") == 4, "the four columns are drawn")
     browser.find(".overlay-canvas:not([hidden])")
     assert browser.pixel(0.5, 0.5)[3] == 255
     shown = browser.find(".result-figures").text
