@@ -50,7 +50,7 @@ def test_upload_shows_the_result_in_place(browser: Chromium, files: list[Path]) 
     browser.choose(files[0])
     assert "Melanoma" in browser.find(".item-status").text
     browser.find(".overlay-canvas:not([hidden])")
-    assert browser.count(".result-figures .bars > div") == 4
+    browser.until(lambda: browser.count(".result-figures .bars > div") == 4, "the four columns are drawn")
     assert browser.count(".diagnoses .bars > div") == 9
     covered = browser.pixel(0.65, 0.45)
     browser.execute_script(
