@@ -164,7 +164,10 @@ def test_keyboard_alone(browser: Chromium, files: list[Path]) -> None:
     assert skip.text == "Skip to content"
     assert skip.location["y"] > 0
     browser.open("/register")
-    assert browser.switch_to.active_element.get_attribute("id") == "email"
+    # The browser moves the focus a moment after the page is there.
+    browser.until(
+        lambda: browser.switch_to.active_element.get_attribute("id") == "email", "the first field has the focus"
+    )
     assert tab().get_attribute("id") == "password"
     assert tab().text == "Create account"
     browser.register()
