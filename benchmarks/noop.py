@@ -1,4 +1,4 @@
-"""A model repository whose classifier costs nothing: what is left is decoding, queues and the wire."""
+"""A model repository whose network costs nothing: what is left is decoding, queues and the wire."""
 
 from __future__ import annotations
 
@@ -7,23 +7,24 @@ from pathlib import Path
 
 from dermserve.errors import StartupError
 
-_CLASSIFIER = Path("classifier/1/model.py")
+_MODEL = Path("melanoma/1/model.py")
 
 
 def copy(repository: Path, folder: Path) -> Path:
-    """Copy a model repository to `folder` with `noop_classifier` in the classifier's place; returns `folder`.
+    """Copy a model repository to `folder` with `noop_network` in the place of the CPU's network; returns `folder`.
 
-    Its configurations, and so its instances and queues, stay those of the real one.
-    The step `quality` keeps the file that it reads.
+    Its configurations, and so its instances and queues, stay those of the real one, and so does all other work: the
+    distance to the training images is computed where it is asked for.
 
     Raises:
-        StartupError: the repository's classifier is not one of the python backend.
+        StartupError: the repository holds no model for a CPU.
     """
-    if not (repository / _CLASSIFIER).exists():
-        raise StartupError(f"{repository} holds no {_CLASSIFIER}, so there is no python classifier to replace.")
+    if not (repository / _MODEL).exists():
+        raise StartupError(f"{repository} holds no {_MODEL}, so there is no network to replace.")
     shutil.copytree(
         repository, folder, dirs_exist_ok=True,
         ignore=shutil.ignore_patterns("__pycache__", "*.plan", "*.int8.*", ".export-*"),
     )  # fmt: skip
-    shutil.copyfile(Path(__file__).with_name("noop_classifier.py"), folder / _CLASSIFIER)
+    (folder / _MODEL).rename(folder / _MODEL.with_name("served.py"))
+    shutil.copyfile(Path(__file__).with_name("noop_network.py"), folder / _MODEL)
     return folder

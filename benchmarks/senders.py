@@ -35,6 +35,8 @@ class WrongAnswer(Exception):
 class Grpc:
     """Triton's model `melanoma` at `address` (host:port); only `probabilities` are asked for.
 
+    The senders of a process share a connection, as the senders behind one tritonclient do.
+
     The function takes one encoded image (bytes) or a tuple of them, which then is one request.
     """
 
@@ -46,10 +48,7 @@ class Grpc:
         import grpc
         from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-        # A channel of its own: gRPC would else put all senders of a process on one connection.
-        channel = grpc.insecure_channel(
-            self.address, options=[("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0)]
-        )
+        channel = grpc.insecure_channel(self.address, options=[("grpc.enable_http_proxy", 0)])
         infer = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer
         request = service_pb2.ModelInferRequest(model_name="melanoma")
         tensor = request.inputs.add(name="image", datatype="BYTES", shape=[1, 1])

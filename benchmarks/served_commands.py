@@ -105,7 +105,7 @@ def transport(
 ) -> None:
     """What the server could move if the model were free, beside the limit of decoding.
 
-    A private stack serves a copy of the model repository whose classifier answers constants at once. Images go singly
+    A private stack serves a copy of the model repository whose network answers constants at once. Images go singly
     through Triton's HTTP and gRPC and through the HTTP API, and in batches through gRPC. The load generator takes its
     part of the same cores, told as `client_cores`; the bound on single images is on Triton's HTTP, where it takes least.
 

@@ -37,7 +37,7 @@ def fit(repository: Path, settings: Settings) -> None:
             raise StartupError(f"{path} is no model configuration: {error}") from error
         _fit_to_cores(config, available)
         _fit_timeouts(config, settings.inference_timeout_s / _WRITTEN_FOR_S)
-        if path.parts[-3:] == ("classifier", "configs", "openvino.pbtxt"):
+        if path.parts[-3:] == ("melanoma", "configs", "openvino.pbtxt"):
             config.parameters["precision"].string_value = _precision(repository, settings)
         path.write_text(text_format.MessageToString(config))
 

@@ -80,7 +80,9 @@ def child(settings: Settings, environment: Mapping[str, str]) -> Child:
         # Summaries cost a third of the throughput in one report, and cannot be added up over servers.
         "--metrics-config=counter_latencies=true",
         "--metrics-config=summary_latencies=false",
-        "--model-control-mode=none",
+        # On a CPU `melanoma` has no steps; those of an engine for a GPU stay unloaded, and so they do (the API is closed).
+        "--model-control-mode=explicit",
+        "--load-model=melanoma",
         "--strict-readiness=true",
         "--disable-auto-complete-config",
         "--exit-timeout-secs=5",

@@ -94,10 +94,13 @@ def _lines(mask: Mask) -> Mask:
     for band in bands[-2::-1]:
         packed += packed  # quicker than a shift
         packed |= band
-    found, scratch = np.zeros_like(packed), (np.empty_like(packed), np.empty_like(packed))
+    found, scratch = np.zeros_like(packed), [np.empty_like(packed), np.empty_like(packed)]
     for down, right in _DIRECTIONS:
         count, step = round(_LENGTH / float(np.hypot(down, right))), down * wide + right
-        opened = _along(packed, step, count, (np.bitwise_and, np.bitwise_or), scratch)
+        starts = _extreme(packed, step, count, np.bitwise_and, scratch)
+        if not starts.any():
+            continue  # as in most directions of most images
+        opened = _extreme(starts, step, count, np.bitwise_or, scratch)
         known = found[(count - 1) * step :][: opened.size]
         np.bitwise_or(known, opened, out=known)
     inside = found.reshape(-1, wide)[_LENGTH:-_LENGTH, :width]
@@ -113,10 +116,11 @@ def _filled(image: Pixels) -> Pixels:
     """
     padded = _edged(image, _WIDTH)
     flat = padded.reshape(-1)
-    found, scratch = flat.copy(), (np.empty_like(flat), np.empty_like(flat))
+    found, scratch = flat.copy(), [np.empty_like(flat), np.empty_like(flat)]
     for down, right in _ACROSS:
         step = down * padded.shape[1] + right
-        closed = _along(flat, step, _WIDTH, (np.maximum, np.minimum), scratch)
+        brightest = _extreme(flat, step, _WIDTH, np.maximum, scratch)
+        closed = _extreme(brightest, step, _WIDTH, np.minimum, scratch)
         known = found[(_WIDTH - 1) * step :][: closed.size]
         np.maximum(known, closed, out=known)
     found -= flat
@@ -135,22 +139,18 @@ def _edged(image: Pixels, margin: int) -> Pixels:
     return padded
 
 
-def _along(
-    flat: Pixels, step: int, count: int, extremes: tuple[np.ufunc, np.ufunc], scratch: tuple[Pixels, Pixels]
-) -> Pixels:
-    """A closing or opening by a line of `count` pixels, each `step` further in the flattened picture.
+def _extreme(reached: Pixels, step: int, count: int, extreme: np.ufunc, scratch: list[Pixels]) -> Pixels:
+    """The extreme over each pixel of a flattened picture and the `count` − 1 next ones, each `step` further.
 
-    The first extreme is taken over each pixel and the `count` − 1 next ones, the second over the results of those before
-    it. A margin as wide as the line is long keeps neighbouring rows apart. The result lies in one of `scratch` and lacks
-    the first and the last (`count` − 1) · `step` pixels, whose lines leave the picture. Doubling makes each extreme
-    log2(`count`) passes over contiguous memory (van Herk's idea with whole-array operations).
+    Two of them, with opposite extremes, are a closing or an opening by a line; a margin as wide as the line is long keeps
+    neighbouring rows apart. The result lies in one of `scratch`, whose first is the one to write to next, and lacks the
+    pixels whose lines leave the picture. Doubling makes an extreme log2(`count`) passes over contiguous memory (van Herk's
+    idea with whole-array operations).
     """
-    reached, (out, spare) = flat, scratch
-    for extreme in extremes:
-        for jump in _jumps(count):
-            size = reached.size - step * jump
-            reached = extreme(reached[:size], reached[-size:], out=out[:size])
-            out, spare = spare, out
+    for jump in _jumps(count):
+        size = reached.size - step * jump
+        reached = extreme(reached[:size], reached[-size:], out=scratch[0][:size])
+        scratch.reverse()
     return reached
 
 

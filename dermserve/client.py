@@ -58,7 +58,7 @@ Outputs = dict[str, NDArray[np.float32]]
 
 
 class Runtime(NamedTuple):
-    """What computes the answers, as the served classifier's configuration says."""
+    """What computes the answers, as the served model's configuration says."""
 
     runtime: str
     precision: str
@@ -104,7 +104,7 @@ class TritonClient:
         """See `AsyncTritonClient.runtime`."""
         for server in self._servers:
             try:
-                return _runtime(server.get_model_config("classifier", client_timeout=_PROBE_TIMEOUT_S))
+                return _runtime(server.get_model_config(MODEL, client_timeout=_PROBE_TIMEOUT_S))
             except InferenceServerException:
                 continue
         raise InferenceUnavailable
@@ -179,7 +179,7 @@ class AsyncTritonClient:
         """
         for server in self._servers:
             try:
-                answer = await server.get_model_config("classifier", client_timeout=_PROBE_TIMEOUT_S)
+                answer = await server.get_model_config(MODEL, client_timeout=_PROBE_TIMEOUT_S)
             except InferenceServerException:
                 continue
             return _runtime(answer)

@@ -20,6 +20,7 @@ from dermserve.model_card import INT8_PATH, ONNX_PATH, ModelCard, sha256
 FP32: Final = "FP32"
 INT8: Final = "INT8"
 NOVELTY: Final = "ood"
+_COARSE: Final = SIDE // 3
 
 _SETTINGS: Final[Mapping[str, Any]] = {
     "PERFORMANCE_HINT": "LATENCY",
@@ -62,7 +63,10 @@ class Engine:
 
 
 class Novelty:
-    """The distance to the training images, a tenth of the network's time and so apart from it; FP32 whatever that is.
+    """The distance to the training images, apart from the network because not everybody asks for it; always FP32.
+
+    It begins with means of 3×3 pixels. NumPy takes them as sums of whole numbers and OpenVINO does the rest: on three
+    channels its own reduction takes three quarters of the time (all of it 1.4 ms, so 0.4; the same to 1e-6).
 
     Raises:
         StartupError: the file was exported without it.
@@ -74,16 +78,30 @@ class Novelty:
         _, novelty = _divided(openvino.Core().read_model(onnx))
         if novelty is None:
             raise StartupError("These weights were exported without a distance to the training images.")
-        novelty.reshape({0: [1, SIDE, SIDE, 3], 1: [1, novelty.input(1).get_partial_shape()[1].get_length()]})
         self._request = _compiled(novelty, 1)
 
     def __call__(self, pixels: NDArray[np.uint8], embedding: NDArray[np.float32]) -> NDArray[np.float32]:
         """`ood`, float32 [N, 1], from uint8 [N, 300, 300, 3] and the network's float32 [N, 1536]."""
         found = [
-            self._request.infer([one[None], features[None]], share_inputs=True, share_outputs=False)[0]
+            self._request.infer([_means(one)[None], features[None]], share_inputs=True, share_outputs=False)[0]
             for one, features in zip(pixels, embedding, strict=True)
         ]
         return np.concatenate(found)
+
+
+def _means(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Of 3×3 pixels: uint8 [300, 300, 3] → float32 [3, 100, 100], 0…255."""
+    rows = pixels.reshape(_COARSE, 3, SIDE * 3)
+    sums = rows[:, 0].astype(np.uint16)
+    sums += rows[:, 1]
+    sums += rows[:, 2]
+    means = np.empty((3, _COARSE, _COARSE), np.float32)
+    triples = sums.reshape(_COARSE, _COARSE, 9)
+    for channel, mean in enumerate(means):
+        total = triples[..., channel] + triples[..., channel + 3]
+        total += triples[..., channel + 6]
+        np.multiply(total, np.float32(1 / 9), out=mean)
+    return means
 
 
 def load(repository: Path, precision: str | None = None, *, threads: int = 1) -> Engine:
@@ -150,7 +168,13 @@ def _compiled(model: Any, threads: int) -> Any:
 
 
 def _divided(whole: Any) -> tuple[Any, Any]:
-    """The network without its novelty, and the novelty as a model from pixels and embedding; None where there is none."""
+    """The network without its novelty, and the novelty as a model of an image's `_means` and its embedding.
+
+    The second is None where there is none.
+
+    Raises:
+        StartupError: the novelty does not begin with means of 3×3 pixels.
+    """
     import openvino
     from openvino import opset13
 
@@ -158,9 +182,15 @@ def _divided(whole: Any) -> tuple[Any, Any]:
     if len(asked) == len(whole.get_results()):
         return whole, None
     copy = whole.clone()
-    given = opset13.parameter([-1, copy.output("embedding").get_partial_shape()[1].get_length()], np.float32)
-    for target in copy.output("embedding").get_node().input_value(0).get_target_inputs():
-        target.replace_source_output(given.output(0))
+    means = opset13.parameter([1, 3, _COARSE, _COARSE], np.float32)
+    features = opset13.parameter([1, copy.output("embedding").get_partial_shape()[1].get_length()], np.float32)
+    pools = [node for node in copy.get_ordered_ops() if node.get_type_name() == "AvgPool"]
+    first = [pool for pool in pools if list(pool.get_attributes()["kernel"]) == [3, 3]]
+    if len(first) != 1:
+        raise StartupError("The file's distance to the training images is another version's: run `dermserve export`.")
+    for output, given in ((first[0].output(0), means), (copy.output("embedding").get_node().input_value(0), features)):
+        for target in output.get_target_inputs():
+            target.replace_source_output(given.output(0))
     novelty = [result for result in copy.get_results() if NOVELTY in result.input_value(0).names]
     network = openvino.Model(asked, whole.get_parameters(), "network")
-    return network, openvino.Model(novelty, [*copy.get_parameters(), given], "novelty")
+    return network, openvino.Model(novelty, [means, features], "novelty")

@@ -32,6 +32,7 @@ from dermserve.errors import (
     ImageTooLarge,
     ImageTooSmall,
     ImageUndecodable,
+    PreprocessingMismatch,
     UnsupportedImageType,
 )
 
@@ -178,6 +179,24 @@ def preprocessing_hash(*, remove_artifacts: bool = False) -> str:
     colour profiles and DICOM, which training images do not have, are left to the tests.
     """
     return _digest(_PROBES, remove_artifacts=remove_artifacts)
+
+
+def require(preprocessing: str, *, remove_artifacts: bool) -> None:
+    """Check that this installation prepares images as the weights want them.
+
+    Args:
+        preprocessing: the hash in the weights' model card.
+        remove_artifacts: as the card says, too.
+
+    Raises:
+        PreprocessingMismatch: it does not.
+    """
+    here = preprocessing_hash(remove_artifacts=remove_artifacts)
+    if preprocessing != here:
+        raise PreprocessingMismatch(
+            f"The model card's preprocessing is {preprocessing[:12]}, this installation's is {here[:12]}: "
+            "install the pinned requirements, or train and export again."
+        )
 
 
 _PROBES: Final = ("probe.jpg", "probe.png", "large.jpg", "framed.jpg")

@@ -87,6 +87,6 @@ def test_a_stack_that_cannot_start_says_why(tmp_path):
         pass
 
 
-def test_only_a_python_classifier_is_replaced(tmp_path):
-    with pytest.raises(StartupError, match=r"classifier/1/model\.py"):
+def test_only_a_network_of_a_cpu_is_replaced(tmp_path):
+    with pytest.raises(StartupError, match=r"melanoma/1/model\.py"):
         noop.copy(tmp_path, tmp_path / "copy")

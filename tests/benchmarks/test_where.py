@@ -14,7 +14,7 @@ from benchmarks.stack import running
 @pytest.mark.parametrize(
     ("command", "part"),
     [
-        (["/s/triton/backends/python/triton_python_backend_stub", "/s/models/quality/1/model.py"], "quality (Triton's stub)"),
+        (["/s/triton/backends/python/triton_python_backend_stub", "/s/models/melanoma/1/model.py"], "melanoma (Triton's stubs)"),
         (["/w/tritonserver/bin/tritonserver", "--model-repository=/s/models"], "tritonserver"),
         (["python", "-m", "uvicorn", "--factory", "frontend.app:create_app"], "web server"),
         (["postgres: dermserve dermserve [local] idle"], "PostgreSQL"),
@@ -30,6 +30,6 @@ def test_what_is_told_is_what_the_processes_used(tmp_path: Path) -> None:
         found = where.measure(stack, Grpc(stack.grpc), endless(drawn(2)), senders=2, seconds=1.0)
     assert isinstance(found.window, Window)
     assert found.window.failed == 0
-    assert found.ms["classifier (Triton's stub)"] > found.ms["preprocess (Triton's stub)"] > 0.5
+    assert found.ms["melanoma (Triton's stubs)"] > found.ms["tritonserver"] > 0.1
     assert "PostgreSQL" not in found.ms, "nothing is stored on this way"
-    assert found.ms["classifier (Triton's stub)"] < 1000
+    assert found.ms["melanoma (Triton's stubs)"] < 1000

@@ -24,24 +24,26 @@ from dermserve.model_card import ModelCard
 from dermserve.settings import Settings
 from tests.system.stack import free_ports
 
-# Says of an image how bright it is, and takes its time; `{seconds}` an image.
+# In the network's place: says of an image how bright it is, and takes its time; `{seconds}` an image.
 SLOW = """
 import time
 import numpy as np
-import triton_python_backend_utils as pb_utils
+import served
+from dermserve import engine
 
-class TritonPythonModel:
-    def execute(self, requests):
-        return [self.answer(request) for request in requests]
+class Network:
+    def __init__(self, *_):
+        pass
 
-    def answer(self, request):
-        pixels = pb_utils.get_input_tensor_by_name(request, "pixels").as_numpy()
+    def infer(self, pixels):
         time.sleep({seconds} * len(pixels))
         brightness = pixels.mean(axis=(1, 2, 3), dtype=np.float64).astype(np.float32)
-        known = dict(probabilities=4, diagnoses=9, embedding=1536, features=1536)
-        outputs = [pb_utils.Tensor(name, np.repeat(brightness[:, None], width, 1)) for name, width in known.items()]
-        outputs.append(pb_utils.Tensor("cam", np.repeat(brightness, 100).reshape(-1, 10, 10)))
-        return pb_utils.InferenceResponse(outputs)
+        known = dict(probabilities=4, diagnoses=9, embedding=1536)
+        outputs = {{name: np.repeat(brightness[:, None], width, 1) for name, width in known.items()}}
+        return outputs | dict(cam=np.repeat(brightness, 100).reshape(-1, 10, 10))
+
+engine.load = Network
+TritonPythonModel = served.TritonPythonModel
 """
 
 
@@ -89,7 +91,7 @@ def running(
 
     Args:
         folder: an empty one, for its state.
-        slow_s: put a classifier in the real one's place that needs so long for an image.
+        slow_s: put a network in the real one's place that needs so long for an image.
         queue: requests that the bulk queues hold, before they are fitted to the cores; interactive ones half as many.
         card: what the model card says instead.
         options: further settings.
@@ -97,13 +99,15 @@ def running(
     models = folder / "model_repository"
     shutil.copytree(Settings().model_repository, models, ignore=shutil.ignore_patterns("__pycache__"))
     if slow_s is not None:
-        (models / "classifier/1/model.py").write_text(SLOW.format(seconds=slow_s))
+        model = models / "melanoma/1/model.py"
+        model.rename(model.with_name("served.py"))
+        model.write_text(SLOW.format(seconds=slow_s))
     if card is not None:
         ModelCard.read(models).model_copy(update=card).write(models)
     if queue is not None:
-        for path in (models / "preprocess/config.pbtxt", models / "classifier/configs/openvino.pbtxt"):
-            text = path.read_text().replace("max_queue_size: 64", f"max_queue_size: {queue // 2}")
-            path.write_text(text.replace("max_queue_size: 256", f"max_queue_size: {queue}"))
+        path = models / "melanoma/configs/openvino.pbtxt"
+        text = path.read_text().replace("max_queue_size: 64", f"max_queue_size: {queue // 2}")
+        path.write_text(text.replace("max_queue_size: 256", f"max_queue_size: {queue}"))
     grpc, http, metrics = free_ports(3)
     settings = Settings(
         state_dir=folder, model_repository=models,

@@ -26,7 +26,7 @@ def models(tmp_path: Path) -> Path:
 def fitted(models: Path, **options: Any) -> dict[str, Any]:
     repository.fit(models, Settings(**options))
     paths = {path.parent.name: path for path in models.glob("*/config.pbtxt")}
-    paths |= {path.stem: path for path in models.glob("classifier/configs/*.pbtxt")}
+    paths["openvino"] = models / "melanoma/configs/openvino.pbtxt"
     return {name: text_format.Parse(path.read_text(), ModelConfig()) for name, path in paths.items()}
 
 
@@ -39,12 +39,11 @@ def test_instances_and_queues_follow_the_cores_and_a_gpu_is_left_alone(
     models: Path, available: int, instances: int, quality: int
 ) -> None:
     configs = fitted(models, cpu_cores=available)
-    assert configs["preprocess"].instance_group[0].count == instances
     assert configs["openvino"].instance_group[0].count == instances
     assert configs["quality"].instance_group[0].count == quality
     assert bulk_queue(configs["openvino"]) == 128 * available
-    assert configs["tensorrt"].instance_group[0].count == 2
-    assert bulk_queue(configs["tensorrt"]) == 4096
+    assert configs["classifier"].instance_group[0].count == 2
+    assert bulk_queue(configs["classifier"]) == 4096
 
 
 def test_nobody_is_refused_by_a_timeout_while_a_caller_would_still_wait(models: Path) -> None:
@@ -62,6 +61,24 @@ def test_the_precision_is_the_one_that_the_cards_gate_let_pass(models: Path, mon
         card.model_copy(update={"engines": {"openvino": record}}).write(models)
         assert fitted(models)["openvino"].parameters["precision"].string_value == precision
         assert fitted(models, precision="FP32")["openvino"].parameters["precision"].string_value == "FP32"
+
+
+def test_all_of_a_cpu_and_all_steps_of_a_gpu_offer_the_same_outputs(models: Path) -> None:
+    configs = fitted(models)
+    outputs = {
+        name: {output.name: (output.data_type, tuple(output.dims)) for output in configs[name].output}
+        for name in configs
+    }
+    assert outputs["openvino"] == outputs["melanoma"]
+    made = {
+        step.output_map[name]: outputs[step.model_name][name]
+        for step in configs["melanoma"].ensemble_scheduling.step
+        for name in step.output_map
+    }
+    assert {name: made[name] for name in outputs["melanoma"]} == outputs["melanoma"]
+    assert configs["openvino"].input == configs["melanoma"].input
+    for name in ("openvino", "melanoma"):
+        assert {"runtime", "precision"} <= set(configs[name].parameters)
 
 
 def test_a_file_that_is_no_configuration_is_named(models: Path) -> None:

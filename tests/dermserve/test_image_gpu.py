@@ -122,11 +122,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[triton.In
         triton_grpc_port=grpc, triton_http_port=http, triton_metrics_port=metrics,
     )  # fmt: skip
     child = deploy.triton.child(settings, os.environ)
-    command = [part.replace("openvino", "tensorrt") if "config-name" in part else part for part in child.command]
+    command = [part for part in child.command if not part.startswith(("--model-config-name", "--load-model"))]
     log = folder / "triton.log"
     with log.open("w") as out:
         process = subprocess.Popen(
-            [*command, "--model-control-mode=explicit", "--load-model=preprocess"],
+            [*command, "--load-model=preprocess"],
             env={**child.environment}, stdout=out, stderr=out,
         )  # fmt: skip
     client = triton.InferenceServerClient(f"127.0.0.1:{grpc}")
@@ -185,9 +185,3 @@ def test_triton_fails_only_the_request_that_holds_an_unreadable_image(server) ->
     assert len(answers) == 3
     assert len(errors) == 1
     assert "[image_undecodable] image 1:" in str(errors[0])
-
-
-def test_every_configuration_offers_the_same_interface() -> None:
-    texts = [path.read_text() for path in (Settings().model_repository / "preprocess").rglob("*.pbtxt")]
-    assert len(texts) > 1
-    assert len({text[text.index("input [") : text.index("\n]\n")] for text in texts}) == 1

@@ -1,13 +1,15 @@
-"""Triton's `preprocess`: encoded images to the tensor that the classifier reads, by `dermserve.image`."""
+"""Triton's `preprocess` beside a TensorRT engine: batches of encoded images to tensors, by `dermserve.gpu`."""
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from dermserve import artifacts, image
+from dermserve import artifacts, gpu, image
 from dermserve import quality as flags
-from dermserve.errors import ImageError, PreprocessingMismatch
+from dermserve.errors import ImageError, StartupError
 from dermserve.model_card import ModelCard
 
 
@@ -16,37 +18,41 @@ class TritonPythonModel:
 
     def initialize(self, args):
         """Refuse to load where this installation prepares images differently from the one behind the weights."""
-        card = ModelCard.read(Path(args["model_repository"]).parent)
-        here = image.preprocessing_hash(remove_artifacts=card.remove_artifacts)
-        if card.preprocessing != here:
-            raise PreprocessingMismatch(
-                f"The model card's preprocessing is {card.preprocessing[:12]}, this installation's is "
-                f"{here[:12]}: install the pinned requirements, or train and export again."
-            )
-        self._removes = card.remove_artifacts
-        self._flags = card.quality.measured
+        self.card = ModelCard.read(Path(args["model_repository"]).parent)
+        image.require(self.card.preprocessing, remove_artifacts=self.card.remove_artifacts)
+        threads = max(1, len(os.sched_getaffinity(0)) // 2)  # there are two instances
+        try:
+            if args["model_instance_kind"] != "GPU":
+                raise StartupError("Triton has no GPU: images are prepared on the CPU.")
+            self._prepare = gpu.Preparer(device_id=int(args["model_instance_device_id"]), batch=64, threads=threads)
+        except StartupError as error:
+            pb_utils.Logger.log_warn(f"preprocess: {error}")
+            pool = ThreadPoolExecutor(threads)
+            self._prepare = lambda images: list(pool.map(gpu.on_cpu, images))
 
     def execute(self, requests):
-        """Answer each request by itself: one that holds an unreadable image fails whole and disturbs no other."""
-        return [self._answer(request) for request in requests]
+        """Prepare the images of all requests at once; a request that holds an unreadable one fails by itself."""
+        encoded = [pb_utils.get_input_tensor_by_name(request, "image").as_numpy()[:, 0] for request in requests]
+        prepared = iter(self._prepare([one for images in encoded for one in images]))
+        return [self._answer([next(prepared) for _ in images]) for images in encoded]
 
-    def _answer(self, request):
-        encoded = pb_utils.get_input_tensor_by_name(request, "image").as_numpy()[:, 0]
-        pixels = np.empty((len(encoded), image.SIDE, image.SIDE, 3), np.uint8)
-        region = np.empty((len(encoded), 4), np.float32)
-        # NaN leaves the flags to the step `quality`, which runs only where they are wanted.
-        quality = np.full((len(encoded), 4), np.nan, np.float32)
-        for index, data in enumerate(encoded):
-            try:
-                pixels[index], region[index] = image.prepare(data)
-            except ImageError as error:
+    def _answer(self, prepared):
+        for index, result in enumerate(prepared):
+            if isinstance(result, ImageError):
                 return pb_utils.InferenceResponse(
-                    error=pb_utils.TritonError(error.wire(index), pb_utils.TritonError.INVALID_ARG)
+                    error=pb_utils.TritonError(result.wire(index), pb_utils.TritonError.INVALID_ARG)
                 )
-            if self._removes:
-                if self._flags:
-                    # Measured before hair is painted over: the flag speaks of the photograph that was sent.
-                    quality[index] = flags.measure(pixels[index])
-                pixels[index] = artifacts.remove(pixels[index])
-        outputs = {"pixels": pixels, "quality": quality, "region": region}
+        pixels = np.stack([result.pixels for result in prepared])
+        # NaN leaves the flags to the step `quality`, which runs only where they are wanted.
+        quality = np.full((len(prepared), 4), np.nan, np.float32)
+        if self.card.remove_artifacts:
+            if self.card.quality.measured:
+                # Measured before hair is painted over: the flag speaks of the photograph that was sent.
+                quality[:] = [flags.measure(one) for one in pixels]
+            pixels = np.stack([artifacts.remove(one) for one in pixels])
+        outputs = {
+            "pixels": pixels,
+            "quality": quality,
+            "region": np.array([result.region for result in prepared], np.float32),
+        }
         return pb_utils.InferenceResponse([pb_utils.Tensor(name, values) for name, values in outputs.items()])

@@ -1,0 +1,63 @@
+"""Triton's `melanoma` on a CPU: encoded images to all outputs, one process with one thread for each core."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+from dermserve import artifacts, engine, image, quality
+from dermserve.errors import ImageError
+from dermserve.model_card import ModelCard
+
+
+class TritonPythonModel:
+    """One instance is one process with its own compiled network."""
+
+    def initialize(self, args):
+        """Refuse files that are not the card's, and an installation that prepares images differently than it says."""
+        repository = Path(args["model_repository"]).parent
+        precision = json.loads(args["model_config"])["parameters"]["precision"]["string_value"]
+        self._card = ModelCard.read(repository)
+        image.require(self._card.preprocessing, remove_artifacts=self._card.remove_artifacts)
+        self._engine = engine.load(repository, precision)
+        self._novelty = engine.load_novelty(repository) if self._card.ood.measured else None
+        # The first call of a compiled network takes several times as long.
+        pixels = np.zeros((1, image.SIDE, image.SIDE, 3), np.uint8)
+        embedding = self._engine.infer(pixels)["embedding"]
+        if self._novelty:
+            self._novelty(pixels, embedding)
+
+    def execute(self, requests):
+        """Answer each request by itself: one that holds an unreadable image fails whole and disturbs no other."""
+        return [self._answer(request) for request in requests]
+
+    def _answer(self, request):
+        wanted = request.requested_output_names()
+        encoded = pb_utils.get_input_tensor_by_name(request, "image").as_numpy()[:, 0]
+        pixels = np.empty((len(encoded), image.SIDE, image.SIDE, 3), np.uint8)
+        region = np.empty((len(encoded), 4), np.float32)
+        flags = np.zeros((len(encoded), 4), np.float32)
+        flagged = "quality" in wanted and self._card.quality.measured
+        for index, data in enumerate(encoded):
+            try:
+                pixels[index], region[index] = image.prepare(data)
+            except ImageError as error:
+                return pb_utils.InferenceResponse(
+                    error=pb_utils.TritonError(error.wire(index), pb_utils.TritonError.INVALID_ARG)
+                )
+            if flagged:
+                # Measured before hair is painted over: the flag speaks of the photograph that was sent.
+                flags[index] = quality.measure(pixels[index])
+            if self._card.remove_artifacts:
+                pixels[index] = artifacts.remove(pixels[index])
+        outputs = {"region": region, "quality": flags, **self._engine.infer(pixels)}
+        if "ood" in wanted:
+            outputs["ood"] = (
+                self._novelty(pixels, outputs["embedding"])
+                if self._novelty
+                else np.zeros((len(encoded), 1), np.float32)
+            )
+        return pb_utils.InferenceResponse(
+            [pb_utils.Tensor(name, values) for name, values in outputs.items() if name in wanted]
+        )
