@@ -1,7 +1,7 @@
 """The embedded Triton: the `tritonserver` binary and python backend out of the `nvidia-pytriton` wheel.
 
 The binary is run directly on the model repository, without PyTriton's own API. NVIDIA's container serves the same
-repository with `--model-config-name=tensorrt`.
+repository without `--model-config-name`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The served network on this machine's CPU: the exported file on OpenVINO, set up one way for all who run it.
 
-Triton's `classifier`, the in-process limit and the peers of the benchmarks load it from here, so that they differ in
+Triton's `melanoma`, the in-process limit and the peers of the benchmarks load it from here, so that they differ in
 nothing but what is measured. OpenVINO is imported when an engine is loaded, not with this module.
 """
 

@@ -1,6 +1,6 @@
 """Bytes to the one tensor that every part of dermserve sees: 300×300×3, uint8, sRGB.
 
-Training, calibration, export parity, Triton's `preprocess` and the command line all call `prepare`. What it does is
+Training, calibration, export parity, Triton's models and the command line all call `prepare`. What it does is
 pinned by `preprocessing_hash`, which the model card holds and a server checks before it loads the model.
 
 Order of work, cheapest refusal first: size in bytes → magic bytes → dimensions from the header → decode → colour

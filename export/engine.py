@@ -24,7 +24,7 @@ Target = Literal["tensorrt", "tensorrt-rtx"]
 Precision = Literal["FP16", "FP32"]
 
 BATCHES: Final = (1, 64, 128)
-"""Smallest, tuned for, largest; the largest is `max_batch_size` in configs/tensorrt.pbtxt."""
+"""Smallest, tuned for, largest; the largest is `max_batch_size` in the classifier's config.pbtxt."""
 
 _MODULES: Final = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx_bindings"}
 _TITLES: Final = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}

@@ -1,4 +1,4 @@
-"""The load generators against the real server, with a classifier that costs nothing."""
+"""The load generators against the real server, with a network that costs nothing."""
 
 import pytest
 
