@@ -59,7 +59,8 @@ def limit(*, seconds: float, plan: options.Plan) -> None:
     """Images per second without a server: the ceiling for everything served from this machine.
 
     Decoding and the network on one worker of one thread for each core, as threads and as processes, in batches of
-    1 and 4; all are reported, the best one is the ceiling. Decoding alone is the ceiling of `bench transport`.
+    1 and 4; all are reported, the best one is the ceiling. Decoding alone is the ceiling of `bench transport`; with flags
+    and distance it is the work that the HTTP API asks for.
 
     \b
     Example:
@@ -72,7 +73,7 @@ def limit(*, seconds: float, plan: options.Plan) -> None:
 
     on = report.machine()
     repository = Settings().model_repository
-    with report.progress(plan.rounds * (len(limits.ARRANGEMENTS) + 2 * len(limits.KINDS))) as announce:
+    with report.progress(plan.rounds * (len(limits.ARRANGEMENTS) + 3 * len(limits.KINDS))) as announce:
         found = limits.measure(
             plan.files, repository, seconds=plan.window(seconds), rounds=plan.rounds, announce=announce
         )

@@ -3,6 +3,9 @@
 What `dermserve serve` reaches is read as a share of this limit. It runs what the embedded server runs,
 `dermserve.image.prepare` and the network of `dermserve.engine`, on one worker of one thread for each core, in every
 arrangement worth trying: threads of one process or a process each, and batches of 1 and 4. The best one counts.
+
+The HTTP API asks for more than the network: quality flags and the distance to the training images. What these take of
+the limit is measured beside it.
 """
 
 from __future__ import annotations
@@ -23,13 +26,15 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from dermserve import engine
+from dermserve import engine, quality
 from dermserve.image import prepare
+from dermserve.model_card import ModelCard
 from dermserve.settings import Settings
 
 BATCHES = (1, 4)
 Kind = Literal["threads", "processes"]
-Work = Literal["decode", "model", "both"]
+Work = Literal["decode", "model", "both", "served"]
+"""`both`: decoding and the network; `served`: these, flags and distance, as the HTTP API asks for."""
 _mine = threading.local()
 _first_call = threading.Lock()
 
@@ -90,11 +95,12 @@ def crew(kind: Kind, files: Sequence[bytes], repository: Path | None, *, workers
 
 @dataclass
 class Limit:
-    """Images per second of every round: each arrangement with decoding, decoding alone and the network alone."""
+    """Images per second of every round: each arrangement with decoding; by kind of worker, parts of it and what is served."""
 
     both: dict[Arrangement, list[float]]
     decode: dict[Kind, list[float]]
     model: dict[Kind, list[float]]
+    served: dict[Kind, list[float]]
 
     @property
     def best(self) -> Arrangement:
@@ -114,6 +120,7 @@ class Limit:
         lines = {f"decode and model, {one}": values for one, values in self.both.items()}
         lines |= {f"decode alone, {kind}": values for kind, values in self.decode.items()}
         lines |= {f"model alone, {kind}": values for kind, values in self.model.items()}
+        lines |= {f"with flags and distance, {kind}": values for kind, values in self.served.items()}
         return {
             name: {"median": round(median(found), 2), "min": round(min(found), 2), "max": round(max(found), 2)}
             for name, found in lines.items()
@@ -132,10 +139,10 @@ def measure(
 ) -> Limit:
     """Measure every arrangement `rounds` times in turn, in reverse order every second time.
 
-    `announce` is told what is about to be measured, `rounds * (2 * len(batches) + 4)` times.
+    `announce` is told what is about to be measured, `rounds * (2 * len(batches) + 6)` times.
     """
     arrangements = [Arrangement(kind, batch) for kind in KINDS for batch in batches]
-    found = Limit({one: [] for one in arrangements}, {kind: [] for kind in KINDS}, {kind: [] for kind in KINDS})
+    found = Limit({one: [] for one in arrangements}, *({kind: [] for kind in KINDS} for _ in range(3)))
     with crew("threads", files, repository) as threads, crew("processes", files, repository) as processes:
         crews = {"threads": threads, "processes": processes}
         for number in range(rounds):
@@ -148,6 +155,8 @@ def measure(
                 found.decode[kind].append(crews[kind].rate("decode", seconds))
                 announce(f"model alone, {kind}")
                 found.model[kind].append(crews[kind].rate("model", seconds))
+                announce(f"with flags and distance, {kind}")
+                found.served[kind].append(crews[kind].rate("served", seconds))
     return found
 
 
@@ -192,8 +201,10 @@ def _loaded() -> engine.Engine:
         with _first_call:  # first calls made at once from two threads have hung
             wanted = Settings().precision
             _mine.engine = engine.load(_mine.repository, None if wanted == "auto" else wanted)
+            fitted = ModelCard.read(_mine.repository).ood.measured
+            _mine.novelty = engine.load_novelty(_mine.repository) if fitted else lambda *_: None
             _mine.pixels = prepare(next(_mine.files)).pixels[None]
-            _mine.engine.infer(_mine.pixels)
+            _mine.novelty(_mine.pixels, _mine.engine.infer(_mine.pixels)["embedding"])
     found: engine.Engine = _mine.engine
     return found
 
@@ -208,9 +219,13 @@ def _work(work: Work, batch: int, seconds: float) -> float:
             prepare(next(_mine.files))
             done += 1
             continue
-        if prepared is None:
+        if work == "served":
+            pixels = prepare(next(_mine.files)).pixels
+            quality.measure(pixels)
+            _mine.novelty(pixels[None], network.infer(pixels[None])["embedding"])
+        elif prepared is None:
             network.infer(np.stack([prepare(next(_mine.files)).pixels for _ in range(batch)]))
         else:
             network.infer(prepared)
-        done += batch
+        done += 1 if work == "served" else batch
     return done / (now - began)

@@ -14,7 +14,12 @@ def files():
 
 def test_the_arrangement_with_the_highest_median_is_the_ceiling():
     lucky, steady = Arrangement("threads", 1), Arrangement("processes", 4)
-    found = Limit({lucky: [10.0, 11.0, 50.0], steady: [12.0, 13.0, 14.0]}, {"threads": [300.0]}, {"threads": [30.0]})
+    found = Limit(
+        {lucky: [10.0, 11.0, 50.0], steady: [12.0, 13.0, 14.0]},
+        {"threads": [300.0]},
+        {"threads": [30.0]},
+        {"threads": [20.0]},
+    )
 
     assert found.best == steady
     assert found.ceiling == 13.0
@@ -24,7 +29,7 @@ def test_the_arrangement_with_the_highest_median_is_the_ceiling():
 def test_the_real_network_runs_in_every_batch(files):
     with limit.crew("threads", files, REPOSITORY_ROOT / "model_repository", workers=1) as crew:
         rates = [crew.rate("both", 0.1, batch=batch) for batch in (1, 4)]
-        rates.append(crew.rate("model", 0.1))
+        rates += [crew.rate(work, 0.1) for work in ("model", "served")]
 
     assert all(0 < rate < 2000 for rate in rates)
 
