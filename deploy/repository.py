@@ -7,6 +7,7 @@ and only that copy is changed.
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 from typing import Final
 
@@ -15,6 +16,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup
 
 from deploy import cores
 from dermserve import engine
+from dermserve.client import INTERACTIVE, MODEL
 from dermserve.errors import StartupError
 from dermserve.model_card import ModelCard
 from dermserve.settings import Settings
@@ -29,17 +31,34 @@ def fit(repository: Path, settings: Settings) -> None:
     Raises:
         StartupError: one of them is no model configuration.
     """
+    _add_interactive(repository)
     available = settings.cpu_cores or cores.available()
     for path in sorted([*repository.glob("*/config.pbtxt"), *repository.glob("*/configs/*.pbtxt")]):
-        try:
-            config = text_format.Parse(path.read_text(), ModelConfig())
-        except text_format.ParseError as error:
-            raise StartupError(f"{path} is no model configuration: {error}") from error
+        config = _read(path)
         _fit_to_cores(config, available)
         _fit_timeouts(config, settings.inference_timeout_s / _WRITTEN_FOR_S)
-        if path.parts[-3:] == ("melanoma", "configs", "openvino.pbtxt"):
+        if path.name == "openvino.pbtxt":
             config.parameters["precision"].string_value = _precision(repository, settings)
         path.write_text(text_format.MessageToString(config))
+
+
+def _add_interactive(repository: Path) -> None:
+    """A copy of the CPU's `melanoma` for people's images, which are then computed beside the stream and not after it."""
+    folder = repository / INTERACTIVE
+    shutil.copytree(repository / MODEL, folder, ignore=shutil.ignore_patterns("config.pbtxt"), dirs_exist_ok=True)
+    path = folder / "configs/openvino.pbtxt"
+    config = _read(path)
+    config.name = INTERACTIVE
+    config.dynamic_batching.preferred_batch_size[:] = [1]
+    config.parameters["niceness"].string_value = "0"
+    path.write_text(text_format.MessageToString(config))
+
+
+def _read(path: Path) -> ModelConfig:
+    try:
+        return text_format.Parse(path.read_text(), ModelConfig())
+    except text_format.ParseError as error:
+        raise StartupError(f"{path} is no model configuration: {error}") from error
 
 
 def _precision(repository: Path, settings: Settings) -> str:

@@ -25,6 +25,7 @@ from pathlib import Path
 import psutil
 
 from deploy.processes import Child
+from dermserve.client import INTERACTIVE, MODEL
 from dermserve.errors import StartupError
 from dermserve.settings import Settings
 
@@ -82,7 +83,8 @@ def child(settings: Settings, environment: Mapping[str, str]) -> Child:
         "--metrics-config=summary_latencies=false",
         # On a CPU `melanoma` has no steps; those of an engine for a GPU stay unloaded, and so they do (the API is closed).
         "--model-control-mode=explicit",
-        "--load-model=melanoma",
+        f"--load-model={MODEL}",
+        f"--load-model={INTERACTIVE}",
         "--strict-readiness=true",
         "--disable-auto-complete-config",
         "--exit-timeout-secs=5",

@@ -25,6 +25,8 @@ from dermserve.backlog import Backlog
 from dermserve.errors import DermserveError, InferenceUnavailable, Overloaded, RequestInvalid, from_wire
 
 MODEL: Final = "melanoma"
+INTERACTIVE: Final = "interactive"
+"""The same model with processes of its own, for people's images; a server with a GPU has none and needs none."""
 OUTPUT_SHAPES: Final[Mapping[str, tuple[int, ...]]] = {
     "probabilities": (4,),
     "diagnoses": (9,),
@@ -37,6 +39,7 @@ OUTPUT_SHAPES: Final[Mapping[str, tuple[int, ...]]] = {
 
 _RETRY_FOR_S: Final = 5.0
 _PROBE_TIMEOUT_S: Final = 2.0
+_LANE_CLOSED_S: Final = 10.0
 _FIRST_PAUSE_S: Final = 0.05
 _INTERACTIVE, _BULK = 1, 2  # priority levels of the repository's queues
 # gRPC would let the pause between connection attempts grow to two minutes; a restarted server must be found at once.
@@ -72,6 +75,7 @@ class TritonClient:
         self._timeout_s = timeout_s
         self._turn = 0
         self._backlog = Backlog()
+        self._lanes = _Lanes()
 
     def infer(self, images: Sequence[bytes], outputs: Sequence[str], *, bulk: bool = False) -> Outputs:
         """See `AsyncTritonClient.infer`."""
@@ -82,12 +86,21 @@ class TritonClient:
         with self._backlog.of(len(images), bulk=bulk):
             for server in attempt:
                 try:
-                    answer = self._servers[server].infer(client_timeout=attempt.deadline_s, **request)
+                    answer = self._call(server, request, attempt.deadline_s)
                 except InferenceServerException as error:
                     time.sleep(attempt.pause_after(error))
                 else:
                     return _read(answer, len(images), outputs)
             raise attempt.failure
+
+    def _call(self, server: int, request: dict[str, Any], deadline_s: float) -> triton.InferResult:
+        model = self._lanes.model(server, request)
+        try:
+            return self._servers[server].infer(model, client_timeout=deadline_s, **request)
+        except InferenceServerException as error:
+            if not self._lanes.closed(server, model, error):
+                raise
+        return self._servers[server].infer(MODEL, client_timeout=deadline_s, **request)
 
     def ready(self) -> bool:
         """Whether at least one server answers and has the model loaded."""
@@ -128,6 +141,7 @@ class AsyncTritonClient:
         self._timeout_s = timeout_s
         self._turn = 0
         self._backlog = Backlog()
+        self._lanes = _Lanes()
 
     async def infer(self, images: Sequence[bytes], outputs: Sequence[str], *, bulk: bool = False) -> Outputs:
         """Score encoded images (JPEG, PNG or DICOM), in order.
@@ -153,12 +167,21 @@ class AsyncTritonClient:
         with self._backlog.of(len(images), bulk=bulk):
             for server in attempt:
                 try:
-                    answer = await self._servers[server].infer(client_timeout=attempt.deadline_s, **request)
+                    answer = await self._call(server, request, attempt.deadline_s)
                 except InferenceServerException as error:
                     await asyncio.sleep(attempt.pause_after(error))
                 else:
                     return _read(answer, len(images), outputs)
             raise attempt.failure
+
+    async def _call(self, server: int, request: dict[str, Any], deadline_s: float) -> triton.InferResult:
+        model = self._lanes.model(server, request)
+        try:
+            return await self._servers[server].infer(model, client_timeout=deadline_s, **request)
+        except InferenceServerException as error:
+            if not self._lanes.closed(server, model, error):
+                raise
+        return await self._servers[server].infer(MODEL, client_timeout=deadline_s, **request)
 
     async def ready(self) -> bool:
         """Whether at least one server answers and has the model loaded."""
@@ -189,6 +212,24 @@ class AsyncTritonClient:
         """Close every channel."""
         for server in self._servers:
             await server.close()
+
+
+class _Lanes:
+    """Which model of a server takes a request: `INTERACTIVE` for people's, until the server says that it has none."""
+
+    def __init__(self) -> None:
+        self._closed_until: dict[int, float] = {}
+
+    def model(self, server: int, request: Mapping[str, Any]) -> str:
+        closed = time.monotonic() < self._closed_until.get(server, 0.0)
+        return MODEL if closed or request["priority"] == _BULK else INTERACTIVE
+
+    def closed(self, server: int, model: str, error: InferenceServerException) -> bool:
+        """Whether the call failed because the server has no such lane; asked for again only after a while."""
+        if model == MODEL or "unknown model" not in (error.message() or ""):
+            return False
+        self._closed_until[server] = time.monotonic() + _LANE_CLOSED_S
+        return True
 
 
 class _Attempts:
@@ -254,7 +295,6 @@ def _request(images: Sequence[bytes], outputs: Sequence[str], bulk: bool) -> dic
     encoded[:, 0] = images
     tensor.set_data_from_numpy(encoded)
     return {
-        "model_name": MODEL,
         "inputs": [tensor],
         "outputs": [triton.InferRequestedOutput(name) for name in outputs],
         "priority": _BULK if bulk else _INTERACTIVE,

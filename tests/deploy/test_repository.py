@@ -27,6 +27,7 @@ def fitted(models: Path, **options: Any) -> dict[str, Any]:
     repository.fit(models, Settings(**options))
     paths = {path.parent.name: path for path in models.glob("*/config.pbtxt")}
     paths["openvino"] = models / "melanoma/configs/openvino.pbtxt"
+    paths["interactive"] = models / "interactive/configs/openvino.pbtxt"
     return {name: text_format.Parse(path.read_text(), ModelConfig()) for name, path in paths.items()}
 
 
@@ -79,6 +80,19 @@ def test_all_of_a_cpu_and_all_steps_of_a_gpu_offer_the_same_outputs(models: Path
     assert configs["openvino"].input == configs["melanoma"].input
     for name in ("openvino", "melanoma"):
         assert {"runtime", "precision"} <= set(configs[name].parameters)
+
+
+def test_people_have_the_same_model_with_processes_of_their_own_that_come_first(models: Path) -> None:
+    configs = fitted(models, cpu_cores=3)
+    people, stream = configs["interactive"], configs["openvino"]
+    assert people.name == "interactive"
+    assert (models / "interactive/1/model.py").read_text() == (models / "melanoma/1/model.py").read_text()
+    assert people.output == stream.output
+    assert people.parameters["precision"] == stream.parameters["precision"]
+    assert people.instance_group[0].count == stream.instance_group[0].count == 3
+    niceness = [int(one.parameters["niceness"].string_value) for one in (people, stream)]
+    assert niceness[0] < niceness[1]
+    assert list(people.dynamic_batching.preferred_batch_size) == [1], "nobody waits behind another one's image"
 
 
 def test_a_file_that_is_no_configuration_is_named(models: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +19,7 @@ from tritonclient.utils import InferenceServerException
 
 from dermserve import image, quality, sample
 from dermserve.client import OUTPUT_SHAPES, TritonClient
-from dermserve.errors import DermserveError, Overloaded
+from dermserve.errors import DermserveError, ImageUndecodable, Overloaded
 from tests.deploy.embedded import Embedded, running
 
 IMAGES = [sample.jpeg(seed) for seed in range(6)]
@@ -85,8 +86,11 @@ def test_past_the_queue_every_request_is_answered_rightly_or_refused_with_a_hint
     assert client.infer(IMAGES[:1], ["probabilities"])["probabilities"][0, 0] == pytest.approx(BRIGHTNESS[0], abs=0.01)
 
 
-def test_a_person_overtakes_the_bulk_stream_and_gets_in_where_it_is_refused(slow: Embedded) -> None:
+@pytest.mark.parametrize("own_lane", [True, False])
+def test_a_person_overtakes_the_bulk_stream_and_gets_in_where_it_is_refused(slow: Embedded, own_lane: bool) -> None:
     client = slow.client()
+    if not own_lane:
+        client._lanes._closed_until[0] = math.inf  # as on a server with a GPU: the queue's priority decides
     halt = threading.Event()
     outcomes: list[DermserveError | None] = []
 
@@ -113,8 +117,8 @@ def test_a_person_overtakes_the_bulk_stream_and_gets_in_where_it_is_refused(slow
         finally:
             halt.set()
     assert any(outcomes), "the bulk queue was full"
-    # Each person's image waits for the one that is computed, not for the six in the queue.
-    assert during <= 5 * 3
+    # Each person's image waits for the four at most that were handed over together, not for the six in the queue.
+    assert during <= 5 * (2 if own_lane else 6)
 
 
 def test_a_request_that_waits_longer_than_anybody_would_is_refused(tmp_path: Path) -> None:
@@ -125,6 +129,37 @@ def test_a_request_that_waits_longer_than_anybody_would_is_refused(tmp_path: Pat
     assert {type(error) for error in refused} == {Overloaded}, "2 s in the queue is a third of 6 s"
     assert 2 <= len(answered) <= 8
     assert all(1 <= (error.retry_after or 0) <= 60 for error in refused)
+
+
+def test_a_server_without_a_lane_for_people_takes_their_images_all_the_same(
+    slow: Embedded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = slow.client()
+    monkeypatch.setattr("dermserve.client.INTERACTIVE", "nowhere")
+    before = slow.counts("melanoma").inference_count
+    for number in range(3):
+        answer = client.infer(IMAGES[number : number + 1], ["probabilities"])["probabilities"]
+        assert answer[0, 0] == pytest.approx(BRIGHTNESS[number], abs=0.01)
+    assert slow.counts("melanoma").inference_count == before + 3
+
+
+def test_requests_that_are_handed_over_together_keep_their_own_answers_and_errors(slow: Embedded) -> None:
+    client = slow.client()
+    damaged = b"\xff\xd8\xff" + bytes(100)
+    before = slow.counts("melanoma").execution_count
+
+    def one(number: int) -> Any:
+        try:
+            return client.infer([damaged if number == 2 else IMAGES[number]], ["probabilities"], bulk=True)
+        except ImageUndecodable as error:
+            return error
+
+    with ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(one, range(6)))
+    assert slow.counts("melanoma").execution_count - before < 6, "several were handed over at a time"
+    assert isinstance(found.pop(2), ImageUndecodable)
+    expected = [BRIGHTNESS[number] for number in (0, 1, 3, 4, 5)]
+    assert [answer["probabilities"][0, 0] for answer in found] == pytest.approx(expected, abs=0.01)
 
 
 def test_a_server_with_room_is_asked_before_a_sender_is_refused(slow: Embedded, tmp_path: Path) -> None:
@@ -146,10 +181,10 @@ def test_what_is_not_asked_for_costs_nothing(tmp_path: Path) -> None:
         client = server.client()
         cost = {}
         for outputs in (["probabilities"], ["probabilities", "quality", "ood"]):
-            client.infer(IMAGES[:1], outputs)
+            client.infer(IMAGES[:1], outputs, bulk=True)
             before = server.counts("melanoma").inference_stats.compute_infer.ns
             for _ in range(10):
-                client.infer(IMAGES * 5, outputs)
+                client.infer(IMAGES * 5, outputs, bulk=True)
             cost[len(outputs)] = server.counts("melanoma").inference_stats.compute_infer.ns - before
     assert cost[1] < 0.9 * cost[3], "flags and distance take half as long as decoding"
 
@@ -203,7 +238,7 @@ def test_management_is_closed_over_grpc(slow: Embedded, call: Callable[[Any], An
 
 
 def test_figures_tell_of_queues_and_hold_no_summaries(slow: Embedded) -> None:
-    slow.client().infer(IMAGES[:1], ["probabilities"])
+    slow.client().infer(IMAGES[:1], ["probabilities"], bulk=True)
     text = slow.metrics()
     for name in ("nv_inference_queue_duration_us", "nv_inference_pending_request_count", "nv_inference_exec_count"):
         assert f'{name}{{model="melanoma",version="1"}}' in text
@@ -226,7 +261,7 @@ def test_traces_go_to_the_collector_and_hold_no_image(tmp_path: Path) -> None:
         threading.Thread(target=collector.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{collector.server_port}/v1/traces"
         with running(tmp_path, slow_s=0.0, cpu_cores=1, triton_trace_url=url, triton_trace_rate=1) as server:
-            server.client().infer(IMAGES[:1], ["probabilities"])
+            server.client().infer(IMAGES[:1], ["probabilities"], bulk=True)
         collector.shutdown()
     resources = [resource for body in received for resource in json.loads(body)["resourceSpans"]]
     spans = [span for resource in resources for scope in resource["scopeSpans"] for span in scope["spans"]]

@@ -168,7 +168,7 @@ def test_shared_memory_is_for_no_other_account_to_read(stack: Stack, api_key: st
     assert stack.predict(sample.jpeg(730), api_key).status == 201
     names = {word for process in stubs_of(stack) for word in process.cmdline() if word.startswith("dermserve_")}
     regions_of_ours = [SHARED_MEMORY / name for name in names if (SHARED_MEMORY / name).exists()]
-    assert len(regions_of_ours) == 2
+    assert len(regions_of_ours) == 4
     assert all(region.stat().st_mode & 0o077 == 0 for region in regions_of_ours)
 
 
