@@ -193,7 +193,7 @@ def _overload(http: Http, stack: Stack | None, capacity: float, plan: options.Pl
         **beyond.run.as_rows(deadline_ms),
     }
     bounds = [
-        report.Bound(f"goodput within {deadline_ms:g} ms by the peak", rows["goodput_share"], asked["min_goodput"]),
+        report.Bound(f"goodput within {deadline_ms:g} ms by the peak", beyond.share(deadline_ms), asked["min_goodput"]),
         report.Bound("not refused as they should be", rows["wrong"], 0, at_least=False),
         report.Bound("failed at saturation", beyond.before.failed + beyond.after.failed, 0, at_least=False),
     ]

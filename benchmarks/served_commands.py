@@ -74,7 +74,7 @@ def serve(
     asked = {"Triton gRPC": min_grpc, "HTTP API": min_http}
     judged = {Load(way, saturation, ways[way], pictures).name: bound for way, bound in asked.items()}
     bounds = [
-        report.Bound(f"share of the limit: {name}", table[name]["share"], bound) for name, bound in judged.items()
+        report.Bound(f"share of the limit: {name}", found.series[name].ratio, bound) for name, bound in judged.items()
     ]
     bounds.append(report.Bound("calls that failed", failed(found.series), 0, at_least=False))
     figures = {
@@ -144,7 +144,9 @@ def transport(
     table = rows(found, 1000.0)
     report.show_all(f"Transport, {plan.source}, {plan.rounds} rounds; limit: decoding, {arrangement}", table)
     judged = {loads[0].name: min_single, loads[2].name: min_batch}
-    bounds = [report.Bound(f"share of decoding: {name}", table[name]["share"], bound) for name, bound in judged.items()]
+    bounds = [
+        report.Bound(f"share of decoding: {name}", found.series[name].ratio, bound) for name, bound in judged.items()
+    ]
     bounds.append(report.Bound("calls that failed", failed(found.series), 0, at_least=False))
     figures = {
         **plan.as_rows(), "limit": arrangement, "rows": table, "faults": faults(found.series), **found.as_rows()
