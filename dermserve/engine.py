@@ -77,7 +77,7 @@ class Novelty:
 
         _, novelty = _divided(openvino.Core().read_model(onnx))
         if novelty is None:
-            raise StartupError("These weights were exported without a distance to the training images.")
+            raise StartupError("These weights hold no distance to the training images: run `dermserve export` again.")
         self._request = _compiled(novelty, 1)
 
     def __call__(self, pixels: NDArray[np.uint8], embedding: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -170,10 +170,7 @@ def _compiled(model: Any, threads: int) -> Any:
 def _divided(whole: Any) -> tuple[Any, Any]:
     """The network without its novelty, and the novelty as a model of an image's `_means` and its embedding.
 
-    The second is None where there is none.
-
-    Raises:
-        StartupError: the novelty does not begin with means of 3×3 pixels.
+    The second is None where there is none that begins with means of 3×3 pixels.
     """
     import openvino
     from openvino import opset13
@@ -182,15 +179,15 @@ def _divided(whole: Any) -> tuple[Any, Any]:
     if len(asked) == len(whole.get_results()):
         return whole, None
     copy = whole.clone()
-    means = opset13.parameter([1, 3, _COARSE, _COARSE], np.float32)
-    features = opset13.parameter([1, copy.output("embedding").get_partial_shape()[1].get_length()], np.float32)
+    network = openvino.Model(asked, whole.get_parameters(), "network")
     pools = [node for node in copy.get_ordered_ops() if node.get_type_name() == "AvgPool"]
     first = [pool for pool in pools if list(pool.get_attributes()["kernel"]) == [3, 3]]
     if len(first) != 1:
-        raise StartupError("The file's distance to the training images is another version's: run `dermserve export`.")
+        return network, None
+    means = opset13.parameter([1, 3, _COARSE, _COARSE], np.float32)
+    features = opset13.parameter([1, copy.output("embedding").get_partial_shape()[1].get_length()], np.float32)
     for output, given in ((first[0].output(0), means), (copy.output("embedding").get_node().input_value(0), features)):
         for target in output.get_target_inputs():
             target.replace_source_output(given.output(0))
     novelty = [result for result in copy.get_results() if NOVELTY in result.input_value(0).names]
-    network = openvino.Model(asked, whole.get_parameters(), "network")
     return network, openvino.Model(novelty, [means, features], "novelty")
