@@ -8,6 +8,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.staticfiles import StaticFiles
+from starlette.routing import Route
 
 from dermserve import __version__
 from dermserve.client import AsyncTritonClient
@@ -18,6 +19,7 @@ from frontend.accounts import Accounts
 from frontend.database import Database, database_url
 from frontend.dependencies import Services
 from frontend.metrics import Metrics, MetricsMiddleware
+from frontend.overload import OverloadMiddleware
 from frontend.predictions import Inference, Predictions
 from frontend.security import SecurityMiddleware, SessionCookie, is_https
 from frontend.templating import STATIC
@@ -44,7 +46,7 @@ def create_app(settings: Settings | None = None, connect: Callable[[Settings], I
     card = ModelCard.read(settings.model_repository)
     card.operating_point(settings.operating_point)
     url = database_url(settings)
-    metrics = Metrics()
+    metrics, intake = Metrics(), Intake()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -56,7 +58,7 @@ def create_app(settings: Settings | None = None, connect: Callable[[Settings], I
             inference=inference,
             accounts=Accounts(database, session_hours=settings.session_hours),
             predictions=Predictions(database, inference, card, settings.operating_point, metrics),
-            intake=Intake(),
+            intake=intake,
             throttle=Throttle(),
             metrics=metrics,
             cookie=SessionCookie(settings),
@@ -80,10 +82,15 @@ def create_app(settings: Settings | None = None, connect: Callable[[Settings], I
         app.include_router(router)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     problems.install(app)
+    app.add_middleware(OverloadMiddleware, route=_route("create"), intake=intake, metrics=metrics)
     app.add_middleware(SecurityMiddleware, https=is_https(settings))
     app.add_middleware(MetricsMiddleware, metrics=metrics)  # outermost: it must see every final status
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
+
+
+def _route(name: str) -> Route:
+    return next(route for route in api.router.routes if isinstance(route, Route) and route.name == name)
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:

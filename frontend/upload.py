@@ -73,11 +73,9 @@ class Intake:
             Overloaded: too much is held already.
             ImageTooLarge, ImageEmpty, UnsupportedImageType, RequestInvalid, RequestTimeout: the request is refused.
         """
-        share = _MACHINE_SHARE if machine else 1.0
-        if self._requests >= share * self._max_requests:
-            raise Overloaded(retry_after=self._backlog.retry_after_s(bulk=machine))
+        self.check_room(machine=machine)
         self._requests += 1
-        held = _Held(self, share)
+        held = _Held(self, _share(machine))
         try:
             with self._backlog.of(1, bulk=machine):
                 upload = await _read_image(request, held)
@@ -87,6 +85,15 @@ class Intake:
             self._requests -= 1
             held.reduce_to(0)
 
+    def check_room(self, *, machine: bool) -> None:
+        """Return if one more request may be received.
+
+        Raises:
+            Overloaded: too many are held already.
+        """
+        if self._requests >= _share(machine) * self._max_requests:
+            raise Overloaded(retry_after=self._backlog.retry_after_s(bulk=machine))
+
     def take(self, size: int, share: float) -> None:
         if self._bytes + size > share * self._max_bytes:
             raise Overloaded(retry_after=self._backlog.retry_after_s(bulk=share < 1.0))
@@ -94,6 +101,10 @@ class Intake:
 
     def give_back(self, size: int) -> None:
         self._bytes -= size
+
+
+def _share(machine: bool) -> float:
+    return _MACHINE_SHARE if machine else 1.0
 
 
 class _Held:

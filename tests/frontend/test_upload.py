@@ -91,6 +91,13 @@ def test_too_many_requests_at_once(
     monkeypatch.setattr(server.services().intake, "_max_requests", 0)
     response = api.post("/v1/predictions", content=jpegs[0], headers=JPEG)
     assert (response.status_code, response.json()["code"]) == (503, "overloaded")
+    assert int(response.headers["retry-after"]) > 0
+    assert response.headers["content-type"] == "application/problem+json"
+    assert response.headers["x-content-type-options"] == "nosniff"
+    assert api.get("/v1/predictions").status_code == 200
+    figures = httpx.get(f"{server.url}/metrics").text
+    assert 'dermserve_http_request_seconds_count{method="POST",route="/v1/predictions",status="503"}' in figures
+    assert 'dermserve_refused_total{code="overloaded"}' in figures
 
 
 @pytest.mark.parametrize("bound", ["requests", "bytes"])
