@@ -34,30 +34,39 @@ class TritonPythonModel:
         """Answer each request by itself: one that holds an unreadable image fails whole and disturbs no other.
 
         All but the last get their answers as soon as these are there. Several are taken at a time because a process waits
-        for a millisecond between what Triton hands to it.
+        for a millisecond between what Triton hands to it, and because decoding takes an eighth less where the network has
+        not passed through the caches since the image before.
         """
-        for request in requests[:-1]:
+        prepared = [self._attempt(self._prepare, request) for request in requests]
+        for request, images in zip(requests[:-1], prepared, strict=False):
             request.get_response_sender().send(
-                self._answer(request), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+                self._answer(request, images), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
             )
-        return [None] * (len(requests) - 1) + [self._answer(requests[-1])]
+        return [None] * (len(requests) - 1) + [self._answer(requests[-1], prepared[-1])]
 
-    def _answer(self, request):
+    def _answer(self, request, images):
+        outputs = images if isinstance(images, pb_utils.TritonError) else self._attempt(self._outputs, request, images)
+        if isinstance(outputs, pb_utils.TritonError):
+            return pb_utils.InferenceResponse(error=outputs)
+        return pb_utils.InferenceResponse(outputs)
+
+    def _attempt(self, step, *arguments):
+        """What `step` returns, or the error that its request is to be answered with."""
         try:
-            return pb_utils.InferenceResponse(self._outputs(request))
+            return step(*arguments)
         except _Unreadable as error:
-            return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG))
+            return pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG)
         except Exception as error:  # the requests beside it are to know nothing of it, and its sender no details
             pb_utils.Logger.log_error(f"melanoma: {type(error).__name__}: {error}")
-            return pb_utils.InferenceResponse(error=pb_utils.TritonError("The model failed."))
+            return pb_utils.TritonError("The model failed.")
 
-    def _outputs(self, request):
-        wanted = request.requested_output_names()
+    def _prepare(self, request):
+        """The request's pixels, regions and flags."""
         encoded = pb_utils.get_input_tensor_by_name(request, "image").as_numpy()[:, 0]
         pixels = np.empty((len(encoded), image.SIDE, image.SIDE, 3), np.uint8)
         region = np.empty((len(encoded), 4), np.float32)
         flags = np.zeros((len(encoded), 4), np.float32)
-        flagged = "quality" in wanted and self._card.quality.measured
+        flagged = "quality" in request.requested_output_names() and self._card.quality.measured
         for index, data in enumerate(encoded):
             try:
                 pixels[index], region[index] = image.prepare(data)
@@ -68,12 +77,17 @@ class TritonPythonModel:
                 flags[index] = quality.measure(pixels[index])
             if self._card.remove_artifacts:
                 pixels[index] = artifacts.remove(pixels[index])
+        return pixels, region, flags
+
+    def _outputs(self, request, images):
+        wanted = request.requested_output_names()
+        pixels, region, flags = images
         outputs = {"region": region, "quality": flags, **self._engine.infer(pixels)}
         if "ood" in wanted:
             outputs["ood"] = (
                 self._novelty(pixels, outputs["embedding"])
                 if self._novelty
-                else np.zeros((len(encoded), 1), np.float32)
+                else np.zeros((len(pixels), 1), np.float32)
             )
         return [pb_utils.Tensor(name, values) for name, values in outputs.items() if name in wanted]
 
