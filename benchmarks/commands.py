@@ -122,3 +122,21 @@ def cold(predictions: int, starts: int, max_seconds: float, max_gib: float, out:
         click.echo(f"dermserve bench cold: {line}", err=True)
     if wrong:
         sys.exit(1)
+
+
+@bench.command()
+@_OUT
+def page(out: Path) -> None:
+    """Write docs/performance.md from the results files; no figure in it is copied by hand.
+
+    \b
+    Example:
+      dermserve bench page
+    """
+    from benchmarks import page as performance
+    from dermserve.model_card import ModelCard
+    from dermserve.settings import REPOSITORY_ROOT, Settings
+
+    path = REPOSITORY_ROOT / "docs/performance.md"
+    performance.write(out, ModelCard.read(Settings().model_repository), path)
+    click.echo(path)
