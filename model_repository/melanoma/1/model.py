@@ -85,9 +85,7 @@ class TritonPythonModel:
         outputs = {"region": region, "quality": flags, **self._engine.infer(pixels)}
         if "ood" in wanted:
             outputs["ood"] = (
-                self._novelty(pixels, outputs["embedding"])
-                if self._novelty
-                else np.zeros((len(pixels), 1), np.float32)
+                self._novelty(pixels, outputs["embedding"]) if self._novelty else np.zeros((len(pixels), 1), np.float32)
             )
         return [pb_utils.Tensor(name, values) for name, values in outputs.items() if name in wanted]
 
