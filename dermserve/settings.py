@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 REPOSITORY_ROOT = Path(__file__).resolve().parent.parent
@@ -57,6 +57,24 @@ class Settings(BaseSettings):
         "sensitivity_95", description="Named operating point of the model card that decides referral."
     )
     session_hours: int = Field(12, ge=1, description="Hours after which a web session ends.")
+    secret_key: SecretStr | None = Field(
+        None, min_length=32, description="Seals what is kept secret in the database; unset: a file in the state folder."
+    )
+    rate_limit: int = Field(6000, ge=60, description="Images a minute that one user or one API key may send.")
+    registration_limit: int = Field(120, ge=1, description="Accounts a minute that one network address may register.")
+
+    smtp_url: SecretStr | None = Field(
+        None,
+        description="smtp+starttls://user:password@host:587; unset: mail goes to logs/mail.log in the state folder.",
+    )
+    mail_from: str = Field("dermserve <dermserve@localhost>", description="Sender of mail.")
+
+    oidc_issuer: str | None = Field(
+        None, pattern="^https?://", description="A hospital's sign-on (OpenID Connect): its issuer's address."
+    )
+    oidc_client_id: str = Field("", description="What the sign-on knows this server as.")
+    oidc_client_secret: SecretStr | None = Field(None, description="This server's secret at the sign-on.")
+    oidc_name: str = Field("your hospital", description="What the login page calls the sign-on.")
 
     @property
     def triton_urls(self) -> tuple[str, ...]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Final
+from collections.abc import Mapping, Sequence
+from datetime import date
+from typing import Annotated, Any, Final, Literal
 from uuid import UUID
 
 from fastapi import APIRouter, Header, Query, Request, Response
@@ -27,8 +29,12 @@ from dermserve.errors import (
     UnsupportedImageType,
 )
 from frontend import problems
-from frontend.dependencies import CallerDep, ServicesDep
-from frontend.schemas import Result, ResultPage
+from frontend.access import Caller
+from frontend.dependencies import EditorDep, ReaderDep, SenderDep, Services, ServicesDep
+from frontend.history import Decided, Filter
+from frontend.lesions import BODY_SITES, Context
+from frontend.models import Prediction
+from frontend.schemas import ImageContext, Result, ResultPage
 from frontend.upload import RAW_TYPES
 
 _KEY: Final = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]{0,253}[\x21-\x7e])?")
@@ -67,7 +73,7 @@ router = APIRouter(
     tags=["predictions"],
     responses=_refusals(Unauthenticated, RateLimited, RequestInvalid, Overloaded, DatabaseUnavailable),
 )
-_NOT_FOUND = _refusals(NotFound)
+_NOT_FOUND = _refusals(NotFound, Forbidden)
 _NOT_TAKEN = _refusals(
     Forbidden,
     RequestTimeout,
@@ -97,7 +103,7 @@ WithCam = Annotated[bool, Query(description="Include the class activation map.")
 async def create(
     request: Request,
     *,
-    caller: CallerDep,
+    caller: SenderDep,
     services: ServicesDep,
     cam: WithCam = False,
     idempotency_key: Annotated[
@@ -111,37 +117,67 @@ async def create(
     """
     if idempotency_key is not None and not _KEY.fullmatch(idempotency_key):
         raise RequestInvalid("An Idempotency-Key has 1 to 255 printable ASCII characters.")
+    await services.throttle.before_image(caller)
     async with services.intake.receive(request, machine=caller.machine) as upload:
         prediction, created = await services.predictions.analyse(
-            caller, upload.data, key=idempotency_key, filename=upload.filename
+            caller, upload.data, key=idempotency_key, filename=upload.filename, context=upload.context
         )
+        lesions = await _lesions(services, caller, [prediction])
     # Written here: FastAPI would check the result's every field a second time.
     return Response(
-        Result.of(prediction, cam=cam).model_dump_json(),
+        Result.of(prediction, cam=cam, lesions=lesions).model_dump_json(),
         status_code=201 if created else 200,
         headers={"Location": f"/v1/predictions/{prediction.id}"},
         media_type="application/json",
     )
 
 
-@router.get("/predictions", summary="List results, newest first", response_description="A page of results.")
+@router.get(
+    "/predictions",
+    summary="List results, newest first",
+    response_description="A page of results.",
+    responses=_refusals(Forbidden),
+)
 async def list_page(
-    caller: CallerDep,
+    caller: ReaderDep,
     services: ServicesDep,
+    *,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     cursor: Annotated[str | None, Query(max_length=100, description="`next_cursor` of the page before.")] = None,
+    search: Annotated[str, Query(max_length=100, description="In file name, note or lesion.")] = "",
+    since: Annotated[date | None, Query(description="Day in UTC, included.")] = None,
+    until: Annotated[date | None, Query(description="Day in UTC, included.")] = None,
+    lesion: Annotated[UUID | None, Query(description="Id of a lesion.")] = None,
+    body_site: Annotated[Literal[BODY_SITES] | None, Query()] = None,  # type: ignore[valid-type]
+    decision: Annotated[Decided | None, Query()] = None,
 ) -> ResultPage:
     """Your results, newest first. New results never shift what a cursor continues."""
-    page = await services.predictions.page(caller, limit=limit, cursor=cursor)
-    return ResultPage(items=[Result.of(row) for row in page.items], next_cursor=page.next_cursor)
+    wanted = Filter(search.replace("\0", ""), since, until, lesion, body_site, decision)
+    page = await services.history.page(caller, limit=limit, cursor=cursor, wanted=wanted)
+    lesions = await _lesions(services, caller, page.items)
+    return ResultPage(items=[Result.of(row, lesions=lesions) for row in page.items], next_cursor=page.next_cursor)
 
 
 @router.get(
     "/predictions/{prediction_id:uuid}", summary="One result", response_description="The result.", responses=_NOT_FOUND
 )
-async def read(prediction_id: UUID, caller: CallerDep, services: ServicesDep, cam: WithCam = False) -> Result:
+async def read(prediction_id: UUID, caller: ReaderDep, services: ServicesDep, cam: WithCam = False) -> Result:
     """One of your results; anybody else's does not exist for you."""
-    return Result.of(await services.predictions.get(caller, prediction_id), cam=cam)
+    row = await services.history.get(caller, prediction_id)
+    return Result.of(row, cam=cam, lesions=await _lesions(services, caller, [row]))
+
+
+@router.patch(
+    "/predictions/{prediction_id:uuid}",
+    summary="Say what the image is of",
+    response_description="The result as it is now.",
+    responses=_NOT_FOUND,
+)
+async def change(prediction_id: UUID, said: ImageContext, caller: EditorDep, services: ServicesDep) -> Result:
+    """Replace lesion, body site and note; what is left out is emptied. A new name of a lesion makes the lesion."""
+    await services.history.change(caller, prediction_id, Context.of(said.lesion, said.body_site, said.note))
+    row = await services.history.get(caller, prediction_id)
+    return Result.of(row, lesions=await _lesions(services, caller, [row]))
 
 
 @router.delete(
@@ -149,8 +185,12 @@ async def read(prediction_id: UUID, caller: CallerDep, services: ServicesDep, ca
     status_code=204,
     summary="Delete a result",
     response_description="It is gone.",
-    responses=_NOT_FOUND | _refusals(Forbidden),
+    responses=_NOT_FOUND,
 )
-async def delete(prediction_id: UUID, caller: CallerDep, services: ServicesDep) -> None:
+async def delete(prediction_id: UUID, caller: EditorDep, services: ServicesDep) -> None:
     """Delete one of your results for good. The same image sent again makes a new one."""
-    await services.predictions.delete(caller, prediction_id)
+    await services.history.delete(caller, prediction_id)
+
+
+async def _lesions(services: Services, caller: Caller, rows: Sequence[Prediction]) -> Mapping[UUID, str]:
+    return await services.lesions.names(caller, {row.lesion_id for row in rows if row.lesion_id is not None})

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from typing import Any
 
 from fastapi import FastAPI
@@ -14,17 +16,27 @@ from dermserve import __version__
 from dermserve.client import AsyncTritonClient
 from dermserve.model_card import ModelCard
 from dermserve.settings import Settings
-from frontend import account_pages, api, health, pages, problems
-from frontend.accounts import Accounts
+from frontend import api, health, pages, problems
 from frontend.database import Database, database_url
 from frontend.dependencies import Services
+from frontend.history import History
+from frontend.identity.keys import Keys
+from frontend.identity.second_factor import SecondFactor
+from frontend.identity.sessions import Sessions
+from frontend.identity.sign_on import SignOn
+from frontend.identity.users import Users
+from frontend.lesions import Lesions
+from frontend.mail import Mailer
 from frontend.metrics import Metrics, MetricsMiddleware
+from frontend.organisations import Organisations
 from frontend.overload import OverloadMiddleware
 from frontend.predictions import Inference, Predictions
+from frontend.retention import expire_for_ever
 from frontend.security import SecurityMiddleware, SessionCookie, is_https
 from frontend.templating import STATIC
 from frontend.throttle import Throttle
 from frontend.upload import Intake
+from frontend.vault import Vault
 
 
 def triton(settings: Settings) -> Inference:
@@ -47,25 +59,39 @@ def create_app(settings: Settings | None = None, connect: Callable[[Settings], I
     card.operating_point(settings.operating_point)
     url = database_url(settings)
     metrics, intake = Metrics(), Intake()
+    vault, mailer = Vault.of(settings), Mailer(settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         database, inference = Database(url), connect(settings)
+        lesions = Lesions(database)
         app.state.services = Services(
             settings=settings,
             card=card,
             database=database,
             inference=inference,
-            accounts=Accounts(database, session_hours=settings.session_hours),
-            predictions=Predictions(database, inference, card, settings.operating_point, metrics),
+            users=Users(database),
+            sessions=Sessions(database, lifetime=timedelta(hours=settings.session_hours)),
+            keys=Keys(database),
+            second_factor=SecondFactor(database, vault),
+            sign_on=SignOn(settings, vault, secure=is_https(settings)),
+            mailer=mailer,
+            predictions=Predictions(
+                database, inference, card, operating_point=settings.operating_point, metrics=metrics, lesions=lesions
+            ),
+            history=History(database, lesions),
+            lesions=lesions,
+            organisations=Organisations(database),
             intake=intake,
-            throttle=Throttle(),
+            throttle=Throttle(database, images=settings.rate_limit, registrations=settings.registration_limit),
             metrics=metrics,
             cookie=SessionCookie(settings),
         )
+        reaper = asyncio.create_task(expire_for_ever(database))
         try:
             yield
         finally:
+            reaper.cancel()
             await app.state.services.predictions.close()
             await inference.close()
             await database.close()
@@ -78,7 +104,7 @@ def create_app(settings: Settings | None = None, connect: Callable[[Settings], I
         redoc_url=None,
         lifespan=lifespan,
     )
-    for router in (api.router, health.router, account_pages.router, pages.router):
+    for router in (api.router, health.router, *pages.ROUTERS):
         app.include_router(router)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     problems.install(app)

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 import click
 
 from dermserve.settings import Settings
-from frontend.accounts import Accounts
+from frontend import audit
+from frontend.access import Role
 from frontend.database import Database, database_url, migrate
+from frontend.identity.keys import Keys
+from frontend.identity.second_factor import SecondFactor
+from frontend.identity.users import Users
+from frontend.vault import Vault
+
+Outcome = TypeVar("Outcome")
 
 
 @click.group()
@@ -25,13 +33,14 @@ def admin() -> None:
 
 @admin.command("create-user")
 @click.argument("email")
-@click.option("--admin", "is_admin", is_flag=True, help="Make an administrator.")
+@click.option("--role", type=click.Choice([role.value for role in Role]), default="clinician", show_default=True)
+@click.option("--admin", "role", flag_value="admin", help="Make an administrator: the same as --role admin.")
 @click.password_option(help="Asked for when not given; at least 12 characters.")
-def create_user(email: str, is_admin: bool, password: str) -> None:
+def create_user(email: str, role: str, password: str) -> None:
     """Create a user who can log in."""
 
-    async def create(accounts: Accounts) -> str:
-        return (await accounts.register(email, password, is_admin=is_admin)).email
+    async def create(database: Database) -> str:
+        return (await Users(database).register(email, password, role=Role(role))).email
 
     click.echo(f"Created user {_run(create)}")
 
@@ -50,11 +59,42 @@ def create_api_key(name: str, email: str | None) -> None:
       KEY=$(dermserve admin create-api-key --name gateway | awk '{print $NF}')
     """
 
-    async def create(accounts: Accounts) -> str:
-        owner = await (accounts.by_email(email) if email else accounts.service(name))
-        return f"API key '{name}' of {owner.email}, shown only now: {await accounts.create_key(owner.user_id, name)}"
+    async def create(database: Database) -> str:
+        users, keys = Users(database), Keys(database)
+        owner = await (users.by_email(email) if email else users.service(name))
+        return f"API key '{name}' of {owner.email}, shown only now: {await keys.create(owner.user_id, name)}"
 
     click.echo(_run(create))
+
+
+@admin.command("reset-second-factor")
+@click.argument("email")
+def reset_second_factor(email: str) -> None:
+    """Let a user who lost their phone log in with the password alone, and set up another one."""
+
+    async def reset(database: Database) -> str:
+        user = await Users(database).by_email(email)
+        await SecondFactor(database, Vault.of(Settings())).reset(user)
+        return user.email
+
+    click.echo(f"The second factor of {_run(reset)} is off.")
+
+
+@admin.command("verify-audit")
+@click.option("--count", type=click.IntRange(0), help="Rows that an earlier run printed …")
+@click.option("--head", help="… and its hash: tells whether rows were cut off at the end since.")
+def verify_audit(count: int | None, head: str | None) -> None:
+    """Check that nobody altered the audit; exit status 1 if somebody did.
+
+    \b
+    Examples:
+      dermserve admin verify-audit
+      dermserve admin verify-audit --count 1204 --head 5d3c…
+    """
+    verdict = _run(lambda database: audit.verify(database, count=count, head=head))
+    click.echo(f"{verdict.count} rows are whole; the hash of the last is {verdict.head}")
+    if verdict.fault:
+        raise click.ClickException(verdict.fault)
 
 
 @admin.command("migrate")
@@ -64,13 +104,13 @@ def migrate_database() -> None:
     click.echo("The database is up to date.")
 
 
-def _run(work: Callable[[Accounts], Awaitable[str]]) -> str:
+def _run(work: Callable[[Database], Awaitable[Outcome]]) -> Outcome:
     settings = Settings()
 
-    async def run() -> str:
+    async def run() -> Outcome:
         database = Database(database_url(settings))
         try:
-            return await work(Accounts(database, session_hours=settings.session_hours))
+            return await work(database)
         finally:
             await database.close()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -12,9 +13,18 @@ from dermserve.errors import Unauthenticated
 from dermserve.model_card import ModelCard
 from dermserve.settings import Settings
 from frontend import security
-from frontend.accounts import Accounts, Caller
+from frontend.access import Caller, Scope
 from frontend.database import Database
+from frontend.history import History
+from frontend.identity.keys import Keys
+from frontend.identity.second_factor import SecondFactor
+from frontend.identity.sessions import Sessions
+from frontend.identity.sign_on import SignOn
+from frontend.identity.users import Users
+from frontend.lesions import Lesions
+from frontend.mail import Mailer
 from frontend.metrics import Metrics
+from frontend.organisations import Organisations
 from frontend.predictions import Inference, Predictions
 from frontend.throttle import Throttle
 from frontend.upload import Intake, read_form
@@ -28,8 +38,16 @@ class Services:
     card: ModelCard
     database: Database
     inference: Inference
-    accounts: Accounts
+    users: Users
+    sessions: Sessions
+    keys: Keys
+    second_factor: SecondFactor
+    sign_on: SignOn
+    mailer: Mailer
     predictions: Predictions
+    history: History
+    lesions: Lesions
+    organisations: Organisations
     intake: Intake
     throttle: Throttle
     metrics: Metrics
@@ -67,7 +85,7 @@ async def visit(request: Request, services: ServicesDep) -> Visit:
     token = services.cookie.read(request)
     if not token:
         return Visit(secrets.token_urlsafe(32), is_new=True, caller=None)
-    return Visit(token, is_new=False, caller=await services.accounts.by_session(token))
+    return Visit(token, is_new=False, caller=await services.sessions.caller(token))
 
 
 VisitDep = Annotated[Visit, Depends(visit)]
@@ -111,7 +129,7 @@ async def api_caller(request: Request, services: ServicesDep) -> Caller:
     authorization = request.headers.get("authorization")
     if authorization is not None:
         scheme, _, key = authorization.partition(" ")
-        caller = await services.accounts.by_key(key.strip()) if scheme.lower() == "bearer" else None
+        caller = await services.keys.caller(key.strip()) if scheme.lower() == "bearer" else None
         if caller is None:
             raise Unauthenticated("The API key is not valid or was revoked.")
         return caller
@@ -124,3 +142,17 @@ async def api_caller(request: Request, services: ServicesDep) -> Caller:
 
 
 CallerDep = Annotated[Caller, Depends(api_caller)]
+
+
+def _with(scope: Scope) -> Callable[[Caller], Awaitable[Caller]]:
+    async def check(caller: CallerDep) -> Caller:
+        caller.require(scope)
+        return caller
+
+    return check
+
+
+SenderDep = Annotated[Caller, Depends(_with(Scope.PREDICT))]
+ReaderDep = Annotated[Caller, Depends(_with(Scope.READ))]
+EditorDep = Annotated[Caller, Depends(_with(Scope.DELETE))]
+"""Callers of the API whose key, where they come with one, is good for sending, reading, or changing and deleting."""

@@ -1,40 +1,35 @@
-"""From image bytes to a committed result, and back out of the history.
+"""From image bytes to a committed result.
 
-Every door calls `Predictions.analyse`; it returns only after the result's row is committed. Every access to a stored
-result goes through `_visible_to`, the one place that says who may see what.
+Every door calls `Predictions.analyse`; it returns only after the result's row is committed.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 import hashlib
-import struct
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any, Final, NamedTuple, Protocol
 from uuid import UUID, uuid4
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import BindParameter, ColumnElement, bindparam, delete, select, tuple_
+from sqlalchemy import bindparam, select
 from sqlalchemy.dialects.postgresql import insert
 
 from dermserve import image, labels
-from dermserve.errors import IdempotencyConflict, InferenceUnavailable, NotFound, RequestInvalid
+from dermserve.errors import IdempotencyConflict, InferenceUnavailable
 from dermserve.model_card import ModelCard
-from frontend.accounts import Caller
+from frontend.access import Caller
 from frontend.database import Database, Statement
 from frontend.grouped import Grouped
+from frontend.lesions import Context, Lesions
 from frontend.metrics import Metrics
 from frontend.models import Prediction
+from frontend.ownership import visible_to
 
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_CURSOR: Final = struct.Struct(">q16s")
-_MICROSECOND: Final = timedelta(microseconds=1)
+_NO_CONTEXT: Final = Context()
 _INLINE_BYTES: Final = 256 * 1024  # hashing more than this takes long enough to be worth a thread
 _RUNTIME_S: Final = 10.0
 
@@ -62,21 +57,21 @@ class Analysed(NamedTuple):
     created: bool
 
 
-@dataclass(frozen=True)
-class Page:
-    """Results newest first, and the cursor of the next page or None on the last one."""
-
-    items: Sequence[Prediction]
-    next_cursor: str | None
-
-
 class Predictions:
-    """Analysis and history. `operating_point` names the point of the card that decides on referral."""
+    """Analysis. `operating_point` names the point of the card that decides on referral."""
 
     def __init__(
-        self, database: Database, inference: Inference, card: ModelCard, operating_point: str, metrics: Metrics
+        self,
+        database: Database,
+        inference: Inference,
+        card: ModelCard,
+        *,
+        operating_point: str,
+        metrics: Metrics,
+        lesions: Lesions,
     ) -> None:
         self._database = database
+        self._lesions = lesions
         self._inference = inference
         self._card = card
         self._point_name = operating_point
@@ -87,7 +82,13 @@ class Predictions:
         self._store_in_group = Grouped(self._store_each)
 
     async def analyse(
-        self, caller: Caller, data: bytes, *, key: str | None = None, filename: str | None = None
+        self,
+        caller: Caller,
+        data: bytes,
+        *,
+        key: str | None = None,
+        filename: str | None = None,
+        context: Context = _NO_CONTEXT,
     ) -> Analysed:
         """Score one image and commit the result; a repeat of the same key and bytes returns the stored one.
 
@@ -96,6 +97,7 @@ class Predictions:
             data: an encoded JPEG, PNG or DICOM object. It is never written anywhere.
             key: idempotency key, unique per owner; by default the SHA-256 of `data`.
             filename: a cleaned name for people to recognise the result by.
+            context: what the sender says about the image; of a repeat it changes nothing.
 
         Raises:
             ImageError: the image is refused.
@@ -116,6 +118,9 @@ class Predictions:
             "owner_id": caller.user_id,
             "idempotency_key": key,
             "filename": filename,
+            "lesion_id": await self._lesion(caller, context),
+            "body_site": context.body_site,
+            "note": context.note,
             "image_sha256": digest,
             "image_format": header.format,
             "image_width": header.width,
@@ -140,55 +145,8 @@ class Predictions:
             self._metrics.predicted(refer=analysed.prediction.refer, abstained=analysed.prediction.abstained)
         return analysed
 
-    async def get(self, caller: Caller, prediction_id: UUID) -> Prediction:
-        """One result.
-
-        Raises:
-            NotFound: there is none that this caller may see.
-        """
-        query = select(Prediction).where(Prediction.id == prediction_id, _visible_to(caller.user_id))
-        async with self._database.transaction() as session:
-            found = await session.scalar(query)
-        if found is None:
-            raise NotFound("There is no such result.")
-        return found
-
-    async def delete(self, caller: Caller, prediction_id: UUID) -> None:
-        """Delete one result for good; the same image sent again makes a new one.
-
-        Raises:
-            NotFound: there is none that this caller may see.
-        """
-        query = delete(Prediction).where(Prediction.id == prediction_id, _visible_to(caller.user_id))
-        async with self._database.transaction() as session:
-            if await session.scalar(query.returning(Prediction.id)) is None:
-                raise NotFound("There is no such result.")
-
-    async def page(self, caller: Caller, *, limit: int, cursor: str | None = None) -> Page:
-        """Results newest first. What is inserted while someone pages comes before the first page and shifts nothing.
-
-        Raises:
-            RequestInvalid: `cursor` is not one that an earlier page gave.
-        """
-        query = select(Prediction).where(_visible_to(caller.user_id))
-        if cursor is not None:
-            query = query.where(tuple_(Prediction.created_at, Prediction.id) < tuple_(*_read_cursor(cursor)))
-        query = query.order_by(Prediction.created_at.desc(), Prediction.id.desc()).limit(limit + 1)
-        async with self._database.transaction() as session:
-            rows = (await session.scalars(query)).all()
-        items = rows[:limit]
-        return Page(items, _write_cursor(items[-1]) if len(rows) > limit else None)
-
-    async def all(self, caller: Caller, *, step: int = 500) -> AsyncIterator[Prediction]:
-        """Every result newest first, fetched in pages, so that memory does not grow with the history."""
-        cursor: str | None = None
-        while True:
-            page = await self.page(caller, limit=step, cursor=cursor)
-            for item in page.items:
-                yield item
-            cursor = page.next_cursor
-            if cursor is None:
-                return
+    async def _lesion(self, caller: Caller, context: Context) -> UUID | None:
+        return await self._lesions.ensure(caller, context.lesion, context.body_site) if context.lesion else None
 
     async def close(self) -> None:
         """Return when every result under way is committed or refused."""
@@ -256,15 +214,10 @@ class Predictions:
         return bool(outputs["ood"][0, 0] > self._card.ood.thresholds["ood"])
 
 
-def _visible_to(owner: UUID | BindParameter[UUID]) -> ColumnElement[bool]:
-    """Which results a user may see, list and delete: their own."""
-    return Prediction.owner_id == owner
-
-
 _COLUMNS: Final = Prediction.__table__.columns
 _FIND: Final = Statement(
     select(*_COLUMNS).where(
-        Prediction.idempotency_key == bindparam("idempotency_key"), _visible_to(bindparam("owner_id"))
+        Prediction.idempotency_key == bindparam("idempotency_key"), visible_to(Prediction, bindparam("owner_id"))
     )
 )
 _STORE: Final = Statement(
@@ -283,16 +236,3 @@ async def _examine(data: bytes) -> tuple[image.Header, bytes]:
 
 def _header_and_digest(data: bytes) -> tuple[image.Header, bytes]:
     return image.inspect(data), hashlib.sha256(data).digest()
-
-
-def _write_cursor(last: Prediction) -> str:
-    microseconds = (last.created_at - _EPOCH) // _MICROSECOND
-    return base64.urlsafe_b64encode(_CURSOR.pack(microseconds, last.id.bytes)).decode()
-
-
-def _read_cursor(cursor: str) -> tuple[datetime, UUID]:
-    try:
-        microseconds, raw_id = _CURSOR.unpack(base64.urlsafe_b64decode(cursor.encode()))
-        return _EPOCH + timedelta(microseconds=microseconds), UUID(bytes=raw_id)
-    except (binascii.Error, struct.error, ValueError, OverflowError) as error:
-        raise RequestInvalid("This cursor is not valid; start again without one.") from error

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
-from typing import Literal
+from typing import Final, Literal
 from uuid import UUID
 
 from pydantic import BaseModel, Field
 
 from dermserve import labels
 from frontend.models import Prediction
+
+_NONE: Final[Mapping[UUID, str]] = {}
 
 
 class ImageFacts(BaseModel):
@@ -81,6 +84,14 @@ class Cam(BaseModel):
     region: list[float] = Field(description="left, top, right, bottom as fractions of the upright image.")
 
 
+class ImageContext(BaseModel):
+    """What the sender said about the image, or somebody later; every member may be null."""
+
+    lesion: str | None = Field(None, description="Name of the lesion.")
+    body_site: str | None = Field(None, description="One of the ISIC Archive's general anatomic sites.")
+    note: str | None = None
+
+
 class Result(BaseModel):
     """One committed result."""
 
@@ -92,11 +103,14 @@ class Result(BaseModel):
     decision: Decision
     quality: Quality
     model: Model
+    context: ImageContext | None = Field(
+        None, description="Only where something was said about the image.", exclude_if=lambda context: context is None
+    )
     cam: Cam | None = Field(None, description="Only with `?cam=true`.", exclude_if=lambda cam: cam is None)
 
     @classmethod
-    def of(cls, row: Prediction, *, cam: bool = False) -> Result:
-        """The API's view of a stored result."""
+    def of(cls, row: Prediction, *, cam: bool = False, lesions: Mapping[UUID, str] = _NONE) -> Result:
+        """The API's view of a stored result; `lesions` are the names by id."""
         columns = (column.lower() for column in labels.COLUMNS)
         return cls(
             id=row.id,
@@ -120,6 +134,7 @@ class Result(BaseModel):
                 runtime=row.model_runtime,
                 preprocessing=row.preprocessing,
             ),
+            context=_context_of(row, lesions),
             cam=cam_of(row) if cam else None,
         )
 
@@ -129,6 +144,13 @@ class ResultPage(BaseModel):
 
     items: list[Result]
     next_cursor: str | None
+
+
+def _context_of(row: Prediction, lesions: Mapping[UUID, str]) -> ImageContext | None:
+    lesion = lesions.get(row.lesion_id) if row.lesion_id is not None else None
+    if lesion is None and row.body_site is None and row.note is None:
+        return None
+    return ImageContext(lesion=lesion, body_site=row.body_site, note=row.note)
 
 
 def cam_of(row: Prediction) -> Cam:

@@ -42,20 +42,20 @@ class SessionCookie:
     """The one cookie: an opaque token. Before a login it only ties forms to a browser; at login it is replaced."""
 
     def __init__(self, settings: Settings) -> None:
-        self._secure = is_https(settings)
+        self.secure = is_https(settings)
         # The prefix makes browsers refuse this cookie from a sibling domain or without TLS (RFC 6265bis §4.1.3.2).
-        self.name = "__Host-derm_session" if self._secure else "derm_session"
+        self.name = "__Host-derm_session" if self.secure else "derm_session"
 
     def read(self, request: Request) -> str | None:
         return request.cookies.get(self.name)
 
     def write(self, response: Response, token: str, *, max_age_s: int | None = None) -> None:
         response.set_cookie(
-            self.name, token, max_age=max_age_s, path="/", secure=self._secure, httponly=True, samesite="lax"
+            self.name, token, max_age=max_age_s, path="/", secure=self.secure, httponly=True, samesite="lax"
         )
 
     def clear(self, response: Response) -> None:
-        response.delete_cookie(self.name, path="/", secure=self._secure, httponly=True, samesite="lax")
+        response.delete_cookie(self.name, path="/", secure=self.secure, httponly=True, samesite="lax")
 
 
 def is_https(settings: Settings) -> bool:

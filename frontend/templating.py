@@ -4,35 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Final
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup, escape
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
 from dermserve import __version__
+from frontend import i18n
 
 STATIC: Final = Path(__file__).with_name("static")
-
-_environment = Environment(
-    loader=FileSystemLoader(Path(__file__).with_name("templates")),
-    autoescape=True,
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
-
-
-def percent(value: float) -> str:
-    """A share (0…1) in words of one decimal, never rounded to a certainty that the model does not have."""
-    if 0 < value < 0.001:
-        return "<\u00a00.1\u00a0%"
-    if 0.999 < value < 1:
-        return ">\u00a099.9\u00a0%"
-    return f"{value * 100:.1f}\u00a0%"
 
 
 def point_name(name: str) -> str:
@@ -65,28 +49,46 @@ def flag_words(flag: str) -> str:
     return _FLAG_WORDS.get(flag, flag.replace("_", " "))
 
 
-def when(moment: datetime) -> str:
-    """A point in time in UTC, so that a printed page reads the same everywhere."""
-    moment = moment.astimezone(UTC)
-    return f"{moment.day} {moment:%b %Y, %H:%M} UTC"
-
-
 def code(text: str) -> Markup:
     """Text in which `words in backticks` are code, as in the API's description."""
     parts = escape(text).split("`")
     return Markup().join(Markup("<code>%s</code>") % part if odd % 2 else part for odd, part in enumerate(parts))
 
 
-_environment.filters |= {
-    "percent": percent,
-    "point_name": point_name,
-    "data_name": data_name,
-    "measure_name": measure_name,
-    "flag_words": flag_words,
-    "when": when,
-    "code": code,
-}
-_environment.globals |= {"app_version": __version__}
+@cache
+def _environment(language: str) -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).with_name("templates")),
+        extensions=["jinja2.ext.i18n"],
+        autoescape=select_autoescape(),  # not in plain text
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.install_gettext_translations(i18n.translations(language), newstyle=True)  # type: ignore[attr-defined]
+    environment.policies["ext.i18n.trimmed"] = True
+    environment.filters |= {
+        "percent": partial(i18n.percent, language=language),
+        "number": partial(i18n.number, language=language),
+        "when": partial(i18n.when, language=language),
+        "point_name": point_name,
+        "data_name": data_name,
+        "measure_name": measure_name,
+        "flag_words": flag_words,
+        "code": code,
+        "said": i18n.translations(language).gettext,
+    }
+    environment.globals |= {
+        "app_version": __version__,
+        "language": language,
+        "languages": {one: i18n.own_name(one) for one in i18n.LANGUAGES},
+    }
+    return environment
+
+
+def language_of(request: Request) -> str:
+    """The language in which this visitor reads."""
+    return i18n.chosen(request.cookies.get(i18n.COOKIE), request.headers.get("accept-language", ""))
 
 
 def render(
@@ -97,6 +99,12 @@ def render(
     headers: Mapping[str, str] | None = None,
     **context: Any,
 ) -> Response:
-    """Render a page. Without `caller` and `csrf_token` in `context` it shows itself as to a stranger."""
+    """Render a page in the visitor's language. Without `caller` and `csrf_token` it shows itself as to a stranger."""
     shown = {"path": request.url.path, "caller": None, "csrf_token": None} | context
-    return HTMLResponse(_environment.get_template(template).render(shown), status, dict(headers or {}))
+    sent = {"Vary": "Accept-Language, Cookie", **(headers or {})}
+    return HTMLResponse(_environment(language_of(request)).get_template(template).render(shown), status, sent)
+
+
+def render_text(request: Request, template: str, **context: Any) -> str:
+    """A plain text, such as a mail, in the visitor's language."""
+    return _environment(language_of(request)).get_template(template).render(context)

@@ -1,30 +1,51 @@
-"""Limits on guessing passwords and on mass registration. In memory: per process, gone with a restart."""
+"""Limits on guessing, on registration and on sending, counted in the database: right across workers and replicas.
+
+`limits` has the rules; the counts are in PostgreSQL because a restart must not forgive a guesser, and because what counts
+in one process only would be as many limits as there are processes.
+"""
 
 from __future__ import annotations
 
 import math
 import time
+from datetime import UTC, datetime
 from typing import Final
+from uuid import UUID
 
-from limits import RateLimitItem, RateLimitItemPerMinute
-from limits.aio.storage import MemoryStorage
-from limits.aio.strategies import MovingWindowRateLimiter
+from limits import RateLimitItem, RateLimitItemPerHour, RateLimitItemPerMinute
+from limits.aio.storage import Storage
+from limits.aio.strategies import FixedWindowRateLimiter
+from sqlalchemy import case, delete, select
+from sqlalchemy.dialects.postgresql import insert
 
-from dermserve.errors import RateLimited
-from frontend.accounts import normal_email
+from dermserve.errors import DatabaseUnavailable, RateLimited
+from frontend.access import Caller
+from frontend.database import Database
+from frontend.identity.tokens import fingerprint
+from frontend.identity.users import normal_email
+from frontend.models import RateCount
 
 # Guesses count per account *and* client address: a stranger elsewhere cannot lock the owner out.
 _GUESSES: Final = RateLimitItemPerMinute(10, 15)
+_CODES: Final = RateLimitItemPerMinute(10, 15)
 # Failures of one client address over all accounts; generous, because a hospital may sit behind one address.
 _FAILURES: Final = RateLimitItemPerMinute(200, 15)
-_REGISTRATIONS: Final = RateLimitItemPerMinute(120)
+_RESETS: Final = RateLimitItemPerHour(5)
+_LEASES: Final = 60  # of a minute's images: a process asks the database this often, not for every image
 
 
 class Throttle:
-    """Counts attempts; raises `RateLimited` when there were too many."""
+    """Counts attempts; raises `RateLimited` when there were too many.
 
-    def __init__(self) -> None:
-        self._limiter = MovingWindowRateLimiter(MemoryStorage())
+    `images` a minute is what one sender may send, `registrations` a minute what may come from one network address.
+    """
+
+    def __init__(self, database: Database, *, images: int, registrations: int) -> None:
+        self._limiter = FixedWindowRateLimiter(_Counts(database))
+        self._images = RateLimitItemPerMinute(images)
+        self._registrations = RateLimitItemPerMinute(registrations)
+        self._lease = max(1, images // _LEASES)
+        self._leased: dict[UUID, tuple[float, int]] = {}
 
     async def before_login(self, address: str, email: str) -> None:
         """Count an attempt before the password is looked at, so that parallel guesses count, too.
@@ -32,17 +53,32 @@ class Throttle:
         Raises:
             RateLimited: too many attempts on this account or failures from this address.
         """
-        if not await self._limiter.test(_FAILURES, address):
-            await self._refuse(_FAILURES, address)
-        if not await self._limiter.hit(_GUESSES, address, normal_email(email)):
-            await self._refuse(_GUESSES, address, normal_email(email))
+        if not await self._limiter.test(_FAILURES, "failures", address):
+            await self._refuse(_FAILURES, "failures", address)
+        await self._hit(_GUESSES, "guesses", address, normal_email(email))
 
     async def after_login(self, address: str, email: str, *, success: bool) -> None:
         """Forget the attempts of someone who knew the password; count a failure against the address."""
         if success:
-            await self._limiter.clear(_GUESSES, address, normal_email(email))
+            await self._limiter.clear(_GUESSES, "guesses", address, normal_email(email))
         else:
-            await self._limiter.hit(_FAILURES, address)
+            await self._limiter.hit(_FAILURES, "failures", address)
+
+    async def before_code(self, user_id: UUID) -> None:
+        """Count a code of the second factor; only who knew the password comes this far.
+
+        Raises:
+            RateLimited: too many for this account.
+        """
+        await self._hit(_CODES, "codes", str(user_id))
+
+    async def before_password(self, caller: Caller) -> None:
+        """Count a password that is asked for again: a session left open must not be a way to guess it.
+
+        Raises:
+            RateLimited: too many for this account.
+        """
+        await self._hit(_GUESSES, "passwords", str(caller.user_id))
 
     async def before_registration(self, address: str) -> None:
         """Count a registration.
@@ -50,13 +86,109 @@ class Throttle:
         Raises:
             RateLimited: too many from this address.
         """
-        if not await self._limiter.hit(_REGISTRATIONS, address):
-            await self._refuse(_REGISTRATIONS, address)
+        await self._hit(self._registrations, "registrations", address)
+
+    async def before_reset(self, address: str, email: str) -> None:
+        """Count a mail with a link.
+
+        Raises:
+            RateLimited: too many from this address for this account.
+        """
+        await self._hit(_RESETS, "resets", address, normal_email(email))
+
+    async def before_image(self, caller: Caller) -> None:
+        """Count an image against its key, or against a person.
+
+        A process takes a sixtieth of a minute's images at a time from the database and uses them up by itself: all
+        processes together never let more through than the limit, and may let through a little less.
+
+        Raises:
+            RateLimited: too many within this minute.
+        """
+        sender = caller.key_id or caller.user_id
+        ends, left = self._leased.get(sender, (0.0, 0))
+        if left == 0 or time.time() >= ends:
+            await self._hit(self._images, "images", str(sender), cost=self._lease)
+            window = await self._limiter.get_window_stats(self._images, "images", str(sender))
+            ends, left = window.reset_time, self._lease
+            if len(self._leased) > 10_000:
+                self._leased = {one: lease for one, lease in self._leased.items() if lease[0] > time.time()}
+        self._leased[sender] = (ends, left - 1)
+
+    async def _hit(self, item: RateLimitItem, *identifiers: str, cost: int = 1) -> None:
+        if not await self._limiter.hit(item, *identifiers, cost=cost):
+            await self._refuse(item, *identifiers)
 
     async def _refuse(self, item: RateLimitItem, *identifiers: str) -> None:
         window = await self._limiter.get_window_stats(item, *identifiers)
         seconds = max(1, math.ceil(window.reset_time - time.time()))
-        minutes = math.ceil(seconds / 60)
-        raise RateLimited(
-            f"Too many attempts. Please try again in {minutes} minute{'s' if minutes > 1 else ''}.", retry_after=seconds
-        )
+        raise RateLimited("Too many attempts. Please try again in a few minutes.", retry_after=seconds)
+
+
+class _Counts(Storage):
+    """Fixed windows in the table `rate_counts`, as `limits` wants a storage."""
+
+    STORAGE_SCHEME = ["dermserve"]  # noqa: RUF012  as the base class declares it
+
+    def __init__(self, database: Database) -> None:
+        super().__init__()
+        self._database = database
+
+    @property
+    def base_exceptions(self) -> type[Exception]:
+        return DatabaseUnavailable
+
+    async def incr(self, key: str, expiry: int, amount: int = 1) -> int:
+        now = datetime.now(UTC)
+        ends = datetime.fromtimestamp(now.timestamp() + expiry, UTC)
+        over = RateCount.expires_at <= now
+        new = insert(RateCount).values(key=_kept(key), count=amount, expires_at=ends)
+        query = new.on_conflict_do_update(
+            index_elements=[RateCount.key],
+            set_={
+                "count": case((over, amount), else_=RateCount.count + amount),
+                "expires_at": case((over, ends), else_=RateCount.expires_at),
+            },
+        ).returning(RateCount.count)
+        async with self._database.transaction() as session:
+            count = (await session.execute(query)).scalar_one()
+        if count == amount:  # a window has begun: time to sweep
+            await self._sweep(now)
+        return count
+
+    async def _sweep(self, now: datetime) -> None:
+        # What another process is about to use again is left to it, or two sweeps could wait for each other for good.
+        over = select(RateCount.key).where(RateCount.expires_at <= now).with_for_update(skip_locked=True)
+        async with self._database.transaction() as session:
+            await session.execute(delete(RateCount).where(RateCount.key.in_(over.scalar_subquery())))
+
+    async def get(self, key: str) -> int:
+        row = await self._row(key)
+        return row.count if row else 0
+
+    async def get_expiry(self, key: str) -> float:
+        row = await self._row(key)
+        return row.expires_at.timestamp() if row else time.time()
+
+    async def _row(self, key: str) -> RateCount | None:
+        query = select(RateCount).where(RateCount.key == _kept(key), RateCount.expires_at > datetime.now(UTC))
+        async with self._database.transaction() as session:
+            return await session.scalar(query)
+
+    async def check(self) -> bool:
+        await self._database.check()
+        return True
+
+    async def reset(self) -> int | None:
+        async with self._database.transaction() as session:
+            await session.execute(delete(RateCount))
+        return None
+
+    async def clear(self, key: str) -> None:
+        async with self._database.transaction() as session:
+            await session.execute(delete(RateCount).where(RateCount.key == _kept(key)))
+
+
+def _kept(key: str) -> str:
+    """Addresses are personal data and may be of any length: what is stored is their fingerprint."""
+    return fingerprint(key).hex()

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import unicodedata
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import parse_qsl, unquote
 
@@ -28,8 +28,11 @@ from dermserve.errors import (
     RequestTimeout,
     UnsupportedImageType,
 )
+from frontend.lesions import Context
 
 FILENAME_HEADER: Final = "x-filename"
+CONTEXT_HEADERS: Final = {"lesion": "x-lesion", "body_site": "x-body-site", "note": "x-note"}
+"""Percent-encoded UTF-8, like the file name's: in an address they would end up in the logs of proxies."""
 RAW_TYPES: Final = ("image/jpeg", "image/png", "application/dicom")
 _UNNAMED_TYPES: Final = ("", "application/octet-stream")  # the sender says nothing; the bytes will
 _MULTIPART: Final = "multipart/form-data"
@@ -37,6 +40,7 @@ _MULTIPART_EXTRA: Final = 64 * 1024  # boundaries, part headers and small fields
 _PARTS_MAX: Final = 20
 _MULTIPART_COPIES: Final = 2  # the body, and the image cut out of it
 _MACHINE_SHARE: Final = 0.75  # of the intake; the rest is for people alone
+_FIELD_MAX: Final = 4096  # bytes; what is longer is refused by its meaning
 _FORM_MAX: Final = 64 * 1024
 _BODY_S: Final = 120.0
 _FILENAME_MAX: Final = 120
@@ -48,6 +52,7 @@ class Upload:
 
     data: bytes
     filename: str | None
+    context: Context = field(default_factory=Context)
 
 
 class Intake:
@@ -133,8 +138,9 @@ async def _read_image(request: Request, held: _Held) -> Upload:
         upload = await asyncio.to_thread(_parse_multipart, content_type, await body)
     elif media_type in RAW_TYPES or media_type in _UNNAMED_TYPES:
         name = request.headers.get(FILENAME_HEADER)
+        context = _context({key: unquote(request.headers.get(sent, "")) for key, sent in CONTEXT_HEADERS.items()})
         data = await _read(request, image.MAX_BYTES, held)
-        upload = Upload(data, display_name(unquote(name)) if name else None)
+        upload = Upload(data, display_name(unquote(name)) if name else None, context)
     else:
         raise UnsupportedImageType(
             f"A body of type {media_type[:80]!r} is not accepted; send {', '.join(RAW_TYPES)} or {_MULTIPART}."
@@ -142,6 +148,10 @@ async def _read_image(request: Request, held: _Held) -> Upload:
     if not upload.data:
         raise ImageEmpty
     return upload
+
+
+def _context(said: Mapping[str, str]) -> Context:
+    return Context.of(*(said.get(key) for key in CONTEXT_HEADERS))
 
 
 async def _read(request: Request, limit: int, held: _Held | None = None, copies: int = 1) -> bytes:
@@ -175,7 +185,7 @@ def _too_large(limit: int) -> ImageTooLarge:
 
 
 class _Parts:
-    """Collects the one file of a multipart body out of the parser's callbacks; every other part is skipped."""
+    """Collects the one file and the fields about it out of the parser's callbacks; every other part is skipped."""
 
     def __init__(self) -> None:
         self.file: bytes | None = None
@@ -185,10 +195,12 @@ class _Parts:
         self._value = b""
         self._headers: dict[bytes, bytes] = {}
         self._keep = False
+        self._into: str | None = None
+        self.fields: dict[str, bytes] = {}
 
     def on_part_begin(self) -> None:
         self._headers = {}
-        self._keep = False
+        self._keep, self._into = False, None
 
     def on_header_field(self, data: bytes, start: int, end: int) -> None:
         self._field += data[start:end]
@@ -202,7 +214,10 @@ class _Parts:
 
     def on_headers_finished(self) -> None:
         _, options = parse_options_header(self._headers.get(b"content-disposition"))
-        if options.get(b"name") != b"file":
+        name = options.get(b"name", b"").decode("ascii", "replace")
+        if name in CONTEXT_HEADERS:
+            self._into, self.fields[name] = name, b""
+        if name != "file":
             return
         if self.file is not None:
             raise RequestInvalid("Send one image per request, in one part named 'file'.")
@@ -212,6 +227,8 @@ class _Parts:
     def on_part_data(self, data: bytes, start: int, end: int) -> None:
         if self._keep and self.file is not None:
             self.file += data[start:end]
+        elif self._into is not None and len(self.fields[self._into]) < _FIELD_MAX:
+            self.fields[self._into] += data[start:end]
 
     def on_end(self) -> None:
         self.complete = True
@@ -245,7 +262,8 @@ def _parse_multipart(content_type: str, body: bytes) -> Upload:
         raise RequestInvalid("The multipart body is not complete.")
     if parts.file is None:
         raise RequestInvalid("The multipart body has no part named 'file'.")
-    return Upload(parts.file, parts.filename)
+    said = {key: value.decode("utf-8", "replace") for key, value in parts.fields.items()}
+    return Upload(parts.file, parts.filename, _context(said))
 
 
 async def read_form(request: Request) -> dict[str, str]:

@@ -1,5 +1,7 @@
 // The class activation map over the user's own copy of the image. The image never leaves the browser from here.
 
+import { kept } from "./keep.js";
+
 // Colours of the scale from 0 to its end: the viridis map, which stays in order in grey and for colour-blind eyes,
 // and stands out from skin.
 const SCALE = [[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]];
@@ -59,8 +61,9 @@ async function sha256(file) {
   return Array.from(new Uint8Array(digest), (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
-/** Make the overlay section of a result work: the slider, and the choice of the same file on a later visit. */
+/** Make the overlay section of a result work: the slider, the choice of the same file, or the one kept in this browser. */
 export function bind(section) {
+  if (!section.hidden) kept(section.dataset.sha256).then((file) => file && show(section, file));
   const status = section.querySelector(".overlay-status");
   section.querySelector(".overlay-file").addEventListener("change", async (event) => {
     const file = event.target.files[0];
@@ -68,12 +71,11 @@ export function bind(section) {
     const digest = await sha256(file);
     status.classList.toggle("problem", digest !== null && digest !== section.dataset.sha256);
     if (digest !== null && digest !== section.dataset.sha256) {
-      status.textContent = "This is another file than the one that was analysed. Please choose the same one.";
+      status.textContent = section.dataset.other;
       event.target.value = "";
       return;
     }
-    status.textContent = digest === null
-      ? "This browser cannot check over http that it is the same file; please make sure yourself." : "";
+    status.textContent = digest === null ? section.dataset.unchecked : "";
     await show(section, file);
   });
 }
@@ -88,8 +90,7 @@ export async function show(section, file) {
   try {
     picture = await createImageBitmap(file, { imageOrientation: "from-image" });
   } catch {
-    section.querySelector(".overlay-status").textContent =
-      "This browser cannot show the file (a DICOM object, perhaps), so the map is shown alone.";
+    section.querySelector(".overlay-status").textContent = section.dataset.unshown;
   }
   const width = picture?.width ?? Number(section.dataset.width);
   const height = picture?.height ?? Number(section.dataset.height);

@@ -1,31 +1,24 @@
 // Uploads: choose or drop files, send each to the API with its progress, show the result in place.
+import { keep, want, wanted } from "./keep.js";
 import { bind, show } from "./overlay.js";
 import { checkReadiness } from "./readiness.js";
 
 const AT_ONCE = 2;
 const TRIES = 6;
 const THUMB = 112;
-const WORDS = {
-  image_empty: "This file is empty.",
-  image_too_large: "This image is too large.",
-  image_too_small: "This image is too small.",
-  unsupported_media_type: "This is not a JPEG, PNG or DICOM image that can be read here.",
-  image_undecodable: "This image is damaged or incomplete.",
-  image_invalid: "This image cannot be used.",
-  unauthenticated: "Your session has ended. Please log in again, in this or another tab, and reload this page.",
-  forbidden: "This page is out of date. Please reload it and try again.",
-  rate_limited: "Too many requests. Please try again later.",
-  overloaded: "The service is busy. Please try again later.",
-  inference_unavailable: "The model server is not answering. Please try again later.",
-  database_unavailable: "The database is not answering. Please try again later.",
-  network: "The server could not be reached.",
-};
+const WORDS = JSON.parse(document.getElementById("words").textContent);
+const PERMANENT = new Set([
+  "image_empty", "image_too_large", "image_too_small", "unsupported_media_type", "image_undecodable", "image_invalid",
+]);
 const SEE_DETAIL = new Set(["image_too_large", "image_too_small", "unsupported_media_type"]);
 
 const form = document.getElementById("upload");
 const input = document.getElementById("files");
 const items = document.getElementById("items");
 const template = document.getElementById("item");
+const camera = document.getElementById("camera");
+const keeping = document.getElementById("keep");
+const fields = { "X-Lesion": "lesion", "X-Body-Site": "body_site", "X-Note": "note" };
 const progress = document.getElementById("progress");
 const maxBytes = Number(form.dataset.maxBytes);
 const waiting = [];
@@ -35,6 +28,17 @@ input.addEventListener("change", () => {
   add(input.files);
   input.value = "";
 });
+camera.addEventListener("change", () => {
+  add(camera.files);
+  camera.value = "";
+});
+document.addEventListener("paste", (event) => {
+  if (event.clipboardData.files.length === 0) return; // text into a field
+  event.preventDefault();
+  add(event.clipboardData.files);
+});
+keeping.checked = wanted();
+keeping.addEventListener("change", () => want(keeping.checked));
 form.addEventListener("submit", (event) => event.preventDefault());
 for (const name of ["dragover", "dragleave", "drop"]) {
   // On the whole page: a file dropped beside the field must not make the browser leave for it.
@@ -54,7 +58,7 @@ function add(files) {
     total += 1;
     const item = new Item(file, alone);
     if (file.size > maxBytes) {
-      item.fail("image_too_large", `It has ${megabytes(file.size)}; at most ${megabytes(maxBytes)} are accepted.`);
+      item.fail("image_too_large", say("too_many_bytes", { size: megabytes(file.size), most: megabytes(maxBytes) }));
     } else if (file.size === 0) {
       item.fail("image_empty");
     } else {
@@ -72,7 +76,17 @@ function next() {
       next();
     });
   }
-  progress.textContent = total > 0 ? `${finished} of ${total} done.` : "";
+  progress.textContent = total > 0 ? say("progress", { finished, total }) : "";
+}
+
+/** Words of the page with {names} filled in. */
+function say(key, values = {}) {
+  return (WORDS[key] ?? WORDS.failed).replace(/\{(\w+)\}/g, (_, name) => values[name]);
+}
+
+function percent(share) {
+  const shown = new Intl.NumberFormat(document.documentElement.lang, { minimumFractionDigits: 1, maximumFractionDigits: 1 });
+  return `${shown.format(100 * share)}\u00a0%`;
 }
 
 function megabytes(bytes) {
@@ -89,14 +103,19 @@ class Item {
     this.open = open;
     this.over = false;
     this.request = null;
+    this.context = Object.fromEntries(
+      Object.entries(fields).map(([header, id]) => [header, encodeURIComponent(document.getElementById(id).value)]));
     this.element = template.content.firstElementChild.cloneNode(true);
     this.status = this.element.querySelector(".item-status");
     this.bar = this.element.querySelector("progress");
     this.cancel = this.element.querySelector(".item-cancel");
     this.element.querySelector(".item-name").textContent = file.name;
-    this.cancel.setAttribute("aria-label", `Cancel ${file.name}`);
+    this.cancel.setAttribute("aria-label", say("cancel_name", { name: file.name }));
+    this.retry = this.element.querySelector(".item-retry");
+    this.retry.setAttribute("aria-label", say("retry_name", { name: file.name }));
+    this.retry.addEventListener("click", () => this.again());
     this.cancel.addEventListener("click", () => this.abort());
-    this.status.textContent = "Waiting";
+    this.status.textContent = say("waiting");
     items.prepend(this.element);
     this.drawThumb();
   }
@@ -116,7 +135,7 @@ class Item {
   /** Send until there is an answer; a repeat is free because the server knows the bytes. */
   async send() {
     for (let attempt = 1; !this.over; attempt++) {
-      this.status.textContent = "Uploading";
+      this.status.textContent = say("uploading");
       const answer = await this.post();
       if (this.over) return;
       if (answer.ok) {
@@ -131,7 +150,7 @@ class Item {
       checkReadiness();
       const seconds = answer.retryAfter || 2 * attempt;
       this.bar.value = 0;
-      this.status.textContent = `${WORDS[answer.code]?.split(".")[0] ?? "The service is busy"}. Trying again in ${seconds} s.`;
+      this.status.textContent = `${say(answer.code)} ${say("again", { seconds })}`;
       await pause(seconds);
     }
   }
@@ -144,12 +163,13 @@ class Item {
       request.setRequestHeader("Content-Type", "application/octet-stream");
       request.setRequestHeader("X-CSRF-Token", form.dataset.csrf);
       request.setRequestHeader("X-Filename", encodeURIComponent(this.file.name));
+      for (const [header, value] of Object.entries(this.context)) request.setRequestHeader(header, value);
       request.timeout = 180000;
       request.upload.onprogress = (event) => {
         if (event.lengthComputable) this.bar.value = 100 * event.loaded / event.total;
       };
       request.upload.onload = () => {
-        this.status.textContent = "Analysing";
+        this.status.textContent = say("analysing");
         this.bar.removeAttribute("value");
       };
       request.onload = () => {
@@ -177,33 +197,46 @@ class Item {
   abort() {
     const place = waiting.indexOf(this);
     if (place >= 0) waiting.splice(place, 1);
-    this.finish("Cancelled");
+    this.finish(say("cancelled"));
     this.request?.abort();
+    this.retry.hidden = false;
   }
 
   fail(code, detail = "") {
     this.element.classList.add("failed");
-    const words = WORDS[code] ?? "This did not work.";
-    this.finish(SEE_DETAIL.has(code) || !WORDS[code] ? `${words} ${detail}` : words);
+    this.finish(SEE_DETAIL.has(code) || !WORDS[code] ? `${say(code)} ${detail}` : say(code));
+    this.retry.hidden = PERMANENT.has(code);
+  }
+
+  /** Once more from the beginning, after a failure or a cancellation. */
+  again() {
+    finished -= 1;
+    this.over = false;
+    this.element.classList.remove("failed");
+    this.retry.hidden = true;
+    this.bar.hidden = this.cancel.hidden = false;
+    this.bar.value = 0;
+    this.status.textContent = say("waiting");
+    waiting.push(this);
+    next();
   }
 
   succeed(result) {
     const { refer, threshold } = result.decision;
-    const percent = (share) => `${(100 * share).toFixed(1)}\u00a0%`;
     const tag = document.createElement("span");
     const kind = result.quality.abstained ? "abstained" : refer ? "refer" : "below";
     tag.className = `tag ${kind}`;
-    tag.textContent = { abstained: "No assessment", refer: "Referral suggested", below: "Below threshold" }[kind];
+    tag.textContent = say(kind);
     this.finish("");
-    const words =
-      kind === "abstained"
-        ? "This does not look like a dermoscopy photograph. "
-        : `Melanoma ${percent(result.probabilities.melanoma)}, threshold ${percent(threshold)}. `;
-    this.status.append(tag, words);
+    const words = kind === "abstained"
+      ? say("unlike")
+      : say("figures", { melanoma: percent(result.probabilities.melanoma), threshold: percent(threshold) });
+    this.status.append(tag, `${words} `);
     const link = document.createElement("a");
     link.href = `/predictions/${result.id}`;
-    link.textContent = "Open on its own page";
+    link.textContent = say("open");
     this.status.append(link);
+    if (keeping.checked) keep(result.image.sha256, this.file);
     const details = this.element.querySelector("details");
     details.hidden = false;
     details.addEventListener("toggle", () => this.showResult(result.id), { once: true });
@@ -217,7 +250,7 @@ class Item {
       if (!response.ok) throw new Error(response.statusText);
       body.innerHTML = await response.text();
     } catch {
-      body.textContent = "The result is stored, but could not be shown here. Open it on its own page.";
+      body.textContent = say("not_shown");
       return;
     }
     const section = body.querySelector(".overlay");

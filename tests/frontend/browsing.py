@@ -33,6 +33,11 @@ class Browser:
     def log_in(self, password: str = PASSWORD, **fields: str) -> httpx.Response:
         return self.post("/login", email=self.email, password=password, **fields)
 
+    def create_key(self, name: str = "test", **fields: str) -> str:
+        """A new API key, all of whose scopes are chosen unless `fields` say otherwise."""
+        page = self.post("/keys", name=name, **(fields or {"predict": "1", "read": "1", "delete": "1"}))
+        return page.text.split('id="new-key" tabindex="0">')[1].split("<")[0]
+
     def upload(self, data: bytes, name: str | None = None) -> httpx.Response:
         headers = {"Content-Type": "application/octet-stream", "X-CSRF-Token": self.csrf("/upload"), "Accept": "*/*"}
         return self.client.post(

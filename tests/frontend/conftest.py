@@ -28,10 +28,11 @@ from dermserve import image, sample
 from dermserve.errors import DermserveError, InferenceUnavailable
 from dermserve.model_card import Estimate, ModelCard, OperatingPoint
 from dermserve.settings import Settings
-from frontend.accounts import Accounts
 from frontend.app import create_app
 from frontend.database import Database, migrate
 from frontend.dependencies import Services
+from frontend.identity.keys import Keys
+from frontend.identity.users import Users
 
 PASSWORD = "four unrelated words"
 
@@ -228,7 +229,12 @@ def make_card(folder: Path, **changes: Any) -> ModelCard:
 def settings(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Settings:
     folder = tmp_path_factory.mktemp("serving")
     make_card(folder / "models")
-    return Settings(database_url=cluster.create(), model_repository=folder / "models", state_dir=folder / "state")
+    return Settings(
+        database_url=cluster.create(),
+        model_repository=folder / "models",
+        state_dir=folder / "state",
+        registration_limit=10_000,  # all tests come from one address
+    )
 
 
 @pytest.fixture(scope="session")
@@ -267,9 +273,8 @@ def new_key(settings: Settings, email: str | None = None) -> str:
     async def create() -> str:
         assert settings.database_url
         database = Database(settings.database_url)
-        accounts = Accounts(database, session_hours=1)
-        owner = await accounts.register(email or new_email(), PASSWORD)
-        key = await accounts.create_key(owner.user_id, "test")
+        owner = await Users(database).register(email or new_email(), PASSWORD)
+        key = await Keys(database).create(owner.user_id, "test")
         await database.close()
         return key
 

@@ -11,9 +11,9 @@ import asyncpg
 import httpx
 import pytest
 
-from frontend.accounts import Passwords
+from frontend.identity.passwords import Passwords
 from tests.frontend.browsing import Browser
-from tests.frontend.conftest import PASSWORD, Server, new_email
+from tests.frontend.conftest import PASSWORD, Cluster, Server, new_email
 
 
 @pytest.fixture
@@ -160,7 +160,7 @@ def test_cookie_and_hsts_behind_tls(start: Callable[..., Server]) -> None:
     assert response.headers["strict-transport-security"].startswith("max-age=")
 
 
-@pytest.mark.parametrize("path", ["/login", "/register", "/logout", "/keys"])
+@pytest.mark.parametrize("path", ["/login", "/register", "/logout", "/keys", "/forgot", "/reset", "/profile/delete"])
 @pytest.mark.parametrize("token", [None, "", "wrong"])
 def test_forms_need_the_csrf_token(member: Browser, path: str, token: str | None) -> None:
     fields = {"email": member.email, "password": PASSWORD, "name": "k"} | (
@@ -220,10 +220,13 @@ def test_guessing_is_throttled_without_locking_others_out(member: Browser, start
     assert other.register().status_code == 303
 
 
+def test_registrations_of_one_address_are_limited(start: Callable[..., Server], cluster: Cluster) -> None:
+    server = start(registration_limit=3, database_url=cluster.create())
+    assert [Browser(server.url).register().status_code for _ in range(5)] == [303] * 3 + [429] * 2
+
+
 def test_api_key_life(member: Browser, server: Server) -> None:
-    page = member.post("/keys", name="  image   gateway ")
-    assert page.status_code == 200
-    key = page.text.split('id="new-key" tabindex="0">')[1].split("<")[0]
+    key = member.create_key("  image   gateway ")
     assert key.startswith("derm_")
     assert key not in member.get("/keys").text
     assert "image gateway" in member.get("/keys").text
@@ -241,12 +244,11 @@ def test_api_key_life(member: Browser, server: Server) -> None:
 
 @pytest.mark.parametrize("name", ["", "   ", "x" * 81, "a\x00b"])
 def test_unusable_key_name(member: Browser, name: str) -> None:
-    assert member.post("/keys", name=name).status_code == 422
+    assert member.post("/keys", name=name, read="1").status_code == 422
 
 
 def test_nothing_in_the_database_opens_a_door(member: Browser, server: Server) -> None:
-    page = member.post("/keys", name="secret")
-    key = page.text.split('id="new-key" tabindex="0">')[1].split("<")[0]
+    key = member.create_key("secret")
     [user] = rows(server, "SELECT id, password_hash FROM users WHERE email = $1", member.email)
     assert user["password_hash"].startswith("$argon2id$")
     sessions = rows(server, "SELECT * FROM web_sessions WHERE user_id = $1", user["id"])

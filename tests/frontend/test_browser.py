@@ -94,7 +94,7 @@ def test_many_files_and_clear_words_for_each_refusal(browser: Chromium, files: l
     assert all("Melanoma" in words[path.name] for path in files)
     assert browser.count(".item.failed") == 3
     browser.open("/history")
-    assert browser.count("tbody tr") == len(files)
+    assert browser.count(".history tbody tr") == len(files)
 
 
 def test_same_file_twice_is_one_result(browser: Chromium, files: list[Path]) -> None:
@@ -142,11 +142,11 @@ def test_delete_asks_first(browser: Chromium, files: list[Path]) -> None:
     browser.open("/history")
     browser.find(".row-action button").click()
     browser.switch_to.alert.dismiss()
-    assert browser.count("tbody tr") == 1
+    assert browser.count(".history tbody tr") == 1
     browser.find(".row-action button").click()
     browser.switch_to.alert.accept()
     browser.find(".empty")
-    assert browser.count("tbody tr") == 0
+    assert browser.count(".history tbody tr") == 0
 
 
 def test_keyboard_alone(browser: Chromium, files: list[Path]) -> None:

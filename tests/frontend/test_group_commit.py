@@ -16,8 +16,8 @@ import pytest
 
 from dermserve import sample
 from dermserve.settings import Settings
-from frontend.accounts import Accounts
 from frontend.database import Database
+from frontend.identity.keys import Keys
 from tests.frontend.conftest import Cluster, Server, new_email, new_key
 
 SENDERS = 12
@@ -221,11 +221,11 @@ def test_a_key_revoked_by_another_process_stops_within_a_second(server: Server, 
     async def revoke() -> None:
         assert settings.database_url
         database = Database(settings.database_url)
-        accounts = Accounts(database, session_hours=1)
-        owner = await accounts.by_key(key)
+        keys = Keys(database)
+        owner = await keys.caller(key)
         assert owner is not None
-        await accounts.revoke_key(owner.user_id, (await accounts.keys(owner.user_id))[0].id)
-        assert await accounts.by_key(key) is None, "at once where it was revoked"
+        await keys.revoke(owner.user_id, (await keys.all(owner.user_id))[0].id)
+        assert await keys.caller(key) is None, "at once where it was revoked"
         await database.close()
 
     assert status() == 200

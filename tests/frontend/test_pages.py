@@ -15,12 +15,18 @@ import pytest
 
 from dermserve.labels import CSV_HEADER, LEAF_NAMES
 from dermserve.model_card import Measured
-from frontend.templating import percent, point_name
+from frontend.i18n import percent as percent_in
+from frontend.templating import point_name
 from frontend.upload import display_name
 from tests.frontend.browsing import Browser
 from tests.frontend.conftest import Server, make_card
 
-PUBLIC = ["/", "/login", "/register", "/about", "/docs", "/samples/1.jpg", "/static/style.css", "/static/upload.js"]
+PAGES = ["/", "/login", "/register", "/about", "/docs", "/privacy", "/terms", "/forgot", "/reset"]
+PUBLIC = [*PAGES, "/samples/1.jpg", "/static/style.css", "/static/upload.js"]
+
+
+def percent(value: float) -> str:
+    return percent_in(value, "en")
 
 
 @pytest.fixture
@@ -44,14 +50,18 @@ def test_headers_on_every_response(server: Server, path: str) -> None:
     assert headers["cache-control"] == expected.get("/" + path.split("/")[1], "no-store")
 
 
-@pytest.mark.parametrize("path", ["/", "/login", "/register", "/about", "/docs", "/nothing"])
+@pytest.mark.parametrize("path", [*PAGES, "/nothing"])
 def test_pages_say_what_this_is_and_run_nothing_inline(server: Server, path: str) -> None:
     page = httpx.get(server.url + path, headers={"Accept": "text/html"}).text
     assert "Research use only, not a medical device" in page
     assert not re.search(r"<script(?![^>]*\bsrc=)|<style|\sstyle=|\son\w+=|https?://(?!127\.0\.0\.1)", page)
 
 
-@pytest.mark.parametrize("path", ["/upload", "/history", "/history.csv", "/keys", f"/predictions/{uuid4()}"])
+OWN = ["/upload", "/history", "/history.csv", "/history.json", "/keys", "/lesions", "/compare", "/profile"]
+OWN += ["/profile/export.json", "/admin", "/admin/audit", f"/predictions/{uuid4()}", f"/lesions/{uuid4()}"]
+
+
+@pytest.mark.parametrize("path", OWN)
 def test_strangers_are_sent_to_the_login(server: Server, path: str) -> None:
     response = httpx.get(server.url + path, headers={"Accept": "text/html"})
     assert (response.status_code, response.headers["location"]) == (303, f"/login?next={path}")
@@ -97,7 +107,7 @@ def test_history_pages_and_deletes(member: Browser, jpegs: list[bytes]) -> None:
     assert older
     second = member.get(older[1]).text
     assert re.findall(r">(lesion-\d\d\.jpg)</a>", second) == [f"lesion-{number:02}.jpg" for number in range(4, -1, -1)]
-    assert "Older results" not in second
+    assert "Further results" not in second
     delete = re.search(r'action="(/predictions/[^"]+/delete)"', first)
     assert delete
     assert member.post(delete[1], page="/history").status_code == 303
@@ -105,16 +115,16 @@ def test_history_pages_and_deletes(member: Browser, jpegs: list[bytes]) -> None:
 
 
 def test_csv(member: Browser, jpegs: list[bytes]) -> None:
-    assert member.get("/history.csv").text == "filename,Benign,Suspicious,Malignant,Melanoma\r\n"
+    assert member.get("/history.csv").text == "filename,Benign,Suspicious,Malignant,Melanoma,analysed_at,lesion\r\n"
     first = member.upload(jpegs[0], name="a, b.jpg").json()
     second = member.upload(jpegs[1]).json()
     response = member.get("/history.csv")
     assert response.headers["content-type"] == "text/csv; charset=utf-8"
     assert "attachment" in response.headers["content-disposition"]
     lines = list(csv.reader(io.StringIO(response.text)))
-    assert lines[0] == list(CSV_HEADER)
+    assert lines[0] == [*CSV_HEADER, "analysed_at", "lesion"]
     assert [line[0] for line in lines[1:]] == [second["id"], "a, b.jpg"]
-    assert [float(value) for value in lines[2][1:]] == pytest.approx(list(first["probabilities"].values()), abs=1e-6)
+    assert [float(value) for value in lines[2][1:5]] == pytest.approx(list(first["probabilities"].values()), abs=1e-6)
 
 
 @pytest.mark.parametrize("name", ["=cmd|' C calc'!A0", "+1", "-1", "@SUM(A1)", "=1,2"])
@@ -183,7 +193,7 @@ def test_docs_name_every_error_and_route(server: Server) -> None:
 
 def test_about_shows_the_card(server: Server) -> None:
     page = httpx.get(f"{server.url}/about").text
-    for words in ("melanoma 1.2.3", "made-up test set", "0.874", "0.850 to 0.900", "CC-0", "Made up for tests."):
+    for words in ("melanoma 1.2.3", "made-up test set", "0.874", "0.850 – 0.900", "CC-0", "Made up for tests."):
         assert words in page
 
 

@@ -1,0 +1,80 @@
+"""The languages of the pages: which one a browser gets, its words, its way of writing figures and dates.
+
+Texts are written in English where they stand, in templates as `{{ _("…") }}`; `locale/<language>.po` holds what they are
+elsewhere. `pybabel extract` finds them, and a test tells which ones a language lacks. The JSON API speaks English only.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from functools import cache
+from io import BytesIO
+from pathlib import Path
+from typing import Final
+
+from babel import Locale, negotiate_locale
+from babel.dates import format_datetime
+from babel.messages.catalog import Catalog
+from babel.messages.mofile import write_mo
+from babel.messages.pofile import read_po
+from babel.numbers import format_decimal, format_percent
+from babel.support import NullTranslations, Translations
+
+LANGUAGES: Final = ("en", "es", "ca")
+COOKIE: Final = "derm_language"
+"""Holds the choice of a visitor; without it the browser's own preference counts."""
+_FOLDER: Final = Path(__file__).with_name("locale")
+
+
+def chosen(cookie: str | None, accept_language: str) -> str:
+    """The language for a browser: what its visitor chose, else what it prefers among ours, else English."""
+    if cookie in LANGUAGES:
+        return cookie
+    wanted = [tag.partition(";")[0].strip() for tag in accept_language[:200].split(",")]
+    return negotiate_locale([tag.replace("-", "_") for tag in wanted if tag], LANGUAGES) or "en"
+
+
+@cache
+def translations(language: str) -> NullTranslations:
+    """The words of a language; what it lacks is said in English."""
+    if language == "en":
+        return NullTranslations()
+    compiled = BytesIO()
+    write_mo(compiled, catalog(language))  # in memory: no compiled file can be older than its source
+    compiled.seek(0)
+    return Translations(compiled)
+
+
+def catalog(language: str) -> Catalog:
+    """The file of a language as its translators wrote it."""
+    with (_FOLDER / f"{language}.po").open("rb") as file:
+        return read_po(file, locale=language)
+
+
+def own_name(language: str) -> str:
+    """What the language calls itself."""
+    return (Locale.parse(language).get_display_name(language) or language).capitalize()
+
+
+def percent(value: float, language: str) -> str:
+    """A share (0…1) with one decimal, never rounded to a certainty that the model does not have."""
+    if 0 < value < 0.001:
+        return f"<\u00a0{_percent(0.001, language)}"
+    if 0.999 < value < 1:
+        return f">\u00a0{_percent(0.999, language)}"
+    return _percent(value, language)
+
+
+def _percent(value: float, language: str) -> str:
+    shown = format_percent(value, "#,##0.0\u00a0%", locale=language)
+    return shown.replace("\u00a0\u00a0", "\u00a0")
+
+
+def when(moment: datetime, language: str) -> str:
+    """A point in time in UTC, so that a printed page reads the same everywhere."""
+    return f"{format_datetime(moment.astimezone(UTC), 'd MMM y, HH:mm', locale=language)} UTC"
+
+
+def number(value: float, language: str, decimals: int = 0) -> str:
+    """With the separators of the language."""
+    return format_decimal(round(value, decimals), "#,##0" + ("." + "0" * decimals if decimals else ""), locale=language)

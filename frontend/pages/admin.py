@@ -1,0 +1,111 @@
+"""Pages of those who run the place: organisations and members, the audit."""
+
+from __future__ import annotations
+
+from typing import Final
+from uuid import UUID
+
+from fastapi import APIRouter, Request, Response
+from starlette.responses import RedirectResponse
+
+from dermserve.errors import Conflict, DermserveError, NotFound, RequestInvalid
+from frontend import audit
+from frontend.access import Permission, Role
+from frontend.dependencies import FormDep, Services, ServicesDep, UserDep, Visit, VisitDep
+from frontend.pages.rendering import page
+
+router = APIRouter(prefix="/admin", include_in_schema=False)
+_PER_PAGE: Final = 100
+
+
+@router.get("")
+async def members(
+    request: Request, services: ServicesDep, visit: VisitDep, user: UserDep, search: str = ""
+) -> Response:
+    """Organisations and accounts."""
+    user.require(Permission.MANAGE_MEMBERS)
+    return await _members(request, services, visit, search=search)
+
+
+@router.post("/organisations")
+async def create_organisation(
+    request: Request, services: ServicesDep, visit: VisitDep, user: UserDep, form: FormDep
+) -> Response:
+    """Add an organisation."""
+    try:
+        await services.organisations.create(user, form.get("name", ""))
+    except (RequestInvalid, Conflict) as error:
+        return await _members(request, services, visit, error=error)
+    return RedirectResponse("/admin", 303)
+
+
+@router.post("/organisations/{organisation_id:uuid}")
+async def change_organisation(
+    organisation_id: UUID, request: Request, services: ServicesDep, visit: VisitDep, *, user: UserDep, form: FormDep
+) -> Response:
+    """Rename it, or change how long its results are kept."""
+    try:
+        await services.organisations.change(user, organisation_id, form.get("name", ""), form.get("retention_days", ""))
+    except (RequestInvalid, Conflict) as error:
+        return await _members(request, services, visit, error=error)
+    return RedirectResponse("/admin", 303)
+
+
+@router.post("/members/{user_id:uuid}")
+async def change_member(
+    user_id: UUID, request: Request, services: ServicesDep, visit: VisitDep, *, user: UserDep, form: FormDep
+) -> Response:
+    """Set role and organisation, disable or enable."""
+    try:
+        await services.organisations.change_member(
+            user,
+            user_id,
+            role=form.get("role", ""),
+            organisation_id=form.get("organisation", ""),
+            enabled=bool(form.get("enabled")),
+        )
+    except (RequestInvalid, NotFound) as error:
+        return await _members(request, services, visit, error=error)
+    return RedirectResponse("/admin", 303)
+
+
+@router.get("/audit")
+async def audit_page(
+    request: Request, services: ServicesDep, visit: VisitDep, user: UserDep, before: int | None = None
+) -> Response:
+    """The audit, newest first."""
+    entries = await services.organisations.audit(user, before=before, limit=_PER_PAGE)
+    more = entries[-1].number if len(entries) == _PER_PAGE and entries[-1].number > 1 else None
+    return page(request, visit, "audit.html", entries=entries, more=more, verdict=None)
+
+
+@router.post("/audit/verify")
+async def verify_audit(
+    request: Request, services: ServicesDep, visit: VisitDep, user: UserDep, form: FormDep
+) -> Response:
+    """Recompute the whole chain."""
+    del form
+    entries = await services.organisations.audit(user, limit=_PER_PAGE)
+    verdict = await audit.verify(services.database)
+    return page(request, visit, "audit.html", entries=entries, more=None, verdict=verdict)
+
+
+async def _members(
+    request: Request,
+    services: Services,
+    visit: Visit,
+    *,
+    error: DermserveError | None = None,
+    search: str = "",
+) -> Response:
+    assert visit.caller is not None
+    return page(
+        request,
+        visit,
+        "admin.html",
+        error=error,
+        search=search,
+        organisations=await services.organisations.all(visit.caller),
+        members=await services.organisations.members(visit.caller, search=search),
+        roles=[role.value for role in Role],
+    )

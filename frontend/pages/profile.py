@@ -1,0 +1,183 @@
+"""Pages of an account: password, second factor, sessions, what is held about its owner, and the end of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from uuid import UUID
+
+from fastapi import APIRouter, Request, Response
+from starlette.responses import RedirectResponse
+
+from dermserve.errors import DermserveError, Forbidden, RateLimited, RequestInvalid
+from frontend import audit
+from frontend.access import Caller
+from frontend.audit import Action
+from frontend.dependencies import FormDep, Services, ServicesDep, UserDep, Visit, VisitDep
+from frontend.identity import passwords
+from frontend.identity.tokens import fingerprint
+from frontend.pages.rendering import page
+from frontend.pages.streams import streamed
+from frontend.schemas import Result
+
+router = APIRouter(prefix="/profile", include_in_schema=False)
+
+
+@router.get("")
+async def profile(request: Request, services: ServicesDep, visit: VisitDep, user: UserDep, done: str = "") -> Response:
+    """Everything about the account on one page."""
+    del user
+    return await _profile(request, services, visit, done=done)
+
+
+@router.post("/password")
+async def change_password(
+    request: Request, services: ServicesDep, visit: VisitDep, user: UserDep, form: FormDep
+) -> Response:
+    """Set another password; every other session ends."""
+    try:
+        await services.throttle.before_password(user)
+        await services.users.change_password(
+            user, form.get("old", ""), form.get("password", ""), keep_session=visit.token
+        )
+    except (Forbidden, RequestInvalid, RateLimited) as error:
+        return await _profile(request, services, visit, error=error)
+    return RedirectResponse("/profile?done=password", 303)
+
+
+@router.post("/second-factor/offer")
+async def offer_second_factor(
+    request: Request, services: ServicesDep, visit: VisitDep, user: UserDep, form: FormDep
+) -> Response:
+    """Show a secret for an app."""
+    del form
+    try:
+        await services.second_factor.offer(user)
+    except RequestInvalid as error:
+        return await _profile(request, services, visit, error=error)
+    return await _profile(request, services, visit, offered=True)
+
+
+@router.post("/second-factor/on")
+async def turn_on_second_factor(
+    request: Request, services: ServicesDep, visit: VisitDep, user: UserDep, form: FormDep
+) -> Response:
+    """Ask for a code from now on, once a first one shows that the app has the secret."""
+    try:
+        await services.throttle.before_code(user.user_id)
+        await services.second_factor.turn_on(user, form.get("code", ""))
+    except (RequestInvalid, RateLimited) as error:
+        return await _profile(request, services, visit, error=error, offered=True)
+    return RedirectResponse("/profile?done=second-factor-on", 303)
+
+
+@router.post("/second-factor/off")
+async def turn_off_second_factor(
+    request: Request, services: ServicesDep, visit: VisitDep, user: UserDep, form: FormDep
+) -> Response:
+    """Ask for no code any more."""
+    try:
+        await services.throttle.before_code(user.user_id)
+        await services.second_factor.turn_off(user, form.get("code", ""))
+    except (RequestInvalid, RateLimited) as error:
+        return await _profile(request, services, visit, error=error)
+    return RedirectResponse("/profile?done=second-factor-off", 303)
+
+
+@router.post("/sessions/{session_id:uuid}/revoke")
+async def revoke_session(session_id: UUID, services: ServicesDep, user: UserDep, form: FormDep) -> Response:
+    """End a session, on this or another device."""
+    del form
+    await services.sessions.revoke(user, session_id)
+    return RedirectResponse("/profile", 303)
+
+
+@router.get("/export.json")
+async def export(services: ServicesDep, user: UserDep) -> Response:
+    """Everything that is held about the user, as one JSON document (GDPR, articles 15 and 20)."""
+    async with services.database.transaction() as session:
+        await audit.append(session, Action.ACCOUNT_EXPORTED, actor=user.user_id, about=user.user_id)
+    return await streamed(_export(services, user), "dermserve-account.json", "application/json")
+
+
+@router.post("/delete")
+async def delete(request: Request, services: ServicesDep, visit: VisitDep, user: UserDep, form: FormDep) -> Response:
+    """Delete the account with all its results; asks for the password, or for the address where there is none."""
+    try:
+        await _confirm(services, user, form)
+    except (Forbidden, RateLimited) as error:
+        return await _profile(request, services, visit, error=error)
+    await services.users.delete(user)
+    response = RedirectResponse("/", 303)
+    services.cookie.clear(response)
+    return response
+
+
+async def _confirm(services: Services, user: Caller, form: dict[str, str]) -> None:
+    await services.throttle.before_password(user)
+    account = await services.users.get(user)
+    if account.password_hash is None:
+        if form.get("email", "").strip().lower() != account.email:
+            raise Forbidden("The address is not the one of this account.")
+    elif not await services.users.is_password(user, form.get("password", "")):
+        raise Forbidden("The password is not right.")
+
+
+async def _export(services: Services, user: Caller) -> AsyncIterator[str]:
+    account = await services.users.get(user)
+    organisation = await services.organisations.of(user)
+    about = {
+        "account": {
+            "email": account.email,
+            "role": account.role,
+            "organisation": organisation.name if organisation else None,
+            "created_at": account.created_at.isoformat(),
+            "second_factor_since": account.totp_since.isoformat() if account.totp_since else None,
+            "sign_on": account.issuer,
+        },
+        "sessions": [
+            {"created_at": one.created_at.isoformat(), "expires_at": one.expires_at.isoformat(), "agent": one.agent}
+            for one in await services.sessions.all(user)
+        ],
+        "api_keys": [
+            {"name": one.name, "begins_with": one.hint, "scopes": one.scopes, "created_at": one.created_at.isoformat()}
+            for one in await services.keys.all(user.user_id)
+        ],
+        "lesions": [
+            {"name": one.name, "body_site": one.body_site, "created_at": one.created_at.isoformat()}
+            for one in await services.lesions.all(user)
+        ],
+    }
+    yield json.dumps(about, ensure_ascii=False)[:-1] + ', "results": ['
+    names = {one.id: one.name for one in await services.lesions.all(user)}
+    first = True
+    async for row in services.history.all(user):
+        entry = {"filename": row.filename, **Result.of(row, cam=True, lesions=names).model_dump(mode="json")}
+        yield ("" if first else ",") + "\n" + json.dumps(entry, ensure_ascii=False)
+        first = False
+    yield "\n]}\n"
+
+
+async def _profile(
+    request: Request,
+    services: Services,
+    visit: Visit,
+    *,
+    error: DermserveError | None = None,
+    done: str = "",
+    offered: bool = False,
+) -> Response:
+    assert visit.caller is not None
+    return page(
+        request,
+        visit,
+        "profile.html",
+        error=error,
+        done=done,
+        account=await services.users.get(visit.caller),
+        organisation=await services.organisations.of(visit.caller),
+        sessions=await services.sessions.all(visit.caller),
+        this_session=fingerprint(visit.token),
+        offer=await services.second_factor.offered(visit.caller) if offered else None,
+        password_min=passwords.SHORTEST,
+    )

@@ -1,0 +1,65 @@
+"""What must be read again but is worth nothing as it stands in the database or in a cookie: sealed with a key of the server.
+
+AES-256-GCM (NIST SP 800-38D), which also tells whether somebody altered it. The key is `DERMSERVE_SECRET_KEY`, the same
+for all replicas; without it, a file in the state folder that is made on first use.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from dermserve.settings import Settings
+
+KEY_FILE: Final = "secret.key"
+_NONCE: Final = 12  # bytes, as GCM wants it
+_TIME: Final = 8
+
+
+class Vault:
+    """Seals and opens with one key. `purpose` binds what is sealed to its use: sealed for one, it opens for no other."""
+
+    def __init__(self, key: str) -> None:
+        self._cipher = AESGCM(hashlib.sha256(key.encode()).digest())
+
+    @classmethod
+    def of(cls, settings: Settings) -> Vault:
+        """With the key of the settings, or that of the state folder."""
+        if settings.secret_key is not None:
+            return cls(settings.secret_key.get_secret_value())
+        return cls(_kept(settings.state_dir / KEY_FILE))
+
+    def seal(self, content: bytes, purpose: str, *, lifetime_s: float | None = None) -> bytes:
+        """Content that only `open` of this server reads, for `lifetime_s` from now or for good."""
+        ends = int(time.time() + lifetime_s) if lifetime_s is not None else 0
+        nonce = os.urandom(_NONCE)
+        return nonce + self._cipher.encrypt(nonce, ends.to_bytes(_TIME, "big") + content, purpose.encode())
+
+    def open(self, sealed: bytes, purpose: str) -> bytes | None:
+        """What was sealed; None where it was altered, sealed with another key or for another purpose, or is too old."""
+        try:
+            content = self._cipher.decrypt(sealed[:_NONCE], sealed[_NONCE:], purpose.encode())
+        except (InvalidTag, ValueError):
+            return None
+        ends = int.from_bytes(content[:_TIME], "big")
+        return content[_TIME:] if not ends or time.time() < ends else None
+
+
+def _kept(path: Path) -> str:
+    """The key in a file that only its owner reads; whoever of several processes comes first makes it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
+    fresh.touch(mode=0o600)
+    fresh.write_text(secrets.token_urlsafe(32))
+    with suppress(FileExistsError):
+        os.link(fresh, path)  # unlike a rename it never replaces the key of another process
+    fresh.unlink()
+    return path.read_text()

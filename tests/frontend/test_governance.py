@@ -1,0 +1,227 @@
+"""Organisations and members, retention, and the audit that shows whether anybody altered it."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Iterator
+
+import asyncpg
+import pytest
+from click.testing import CliRunner
+
+from frontend import audit
+from frontend.access import Role
+from frontend.commands import admin as admin_command
+from frontend.database import Database
+from frontend.retention import expire
+from tests.frontend.browsing import Browser
+from tests.frontend.conftest import Cluster, Server
+from tests.frontend.test_identity import again, execute
+
+
+@pytest.fixture
+def administrator(server: Server) -> Iterator[Browser]:
+    browser = Browser(server.url)
+    browser.register()
+    execute(server, "UPDATE users SET role = $2 WHERE email = $1", browser.email, Role.ADMIN)
+    yield browser
+    browser.client.close()
+
+
+@pytest.fixture
+def member(server: Server) -> Iterator[Browser]:
+    browser = Browser(server.url)
+    browser.register()
+    yield browser
+    browser.client.close()
+
+
+def identity(server: Server, browser: Browser) -> str:
+    return str(execute(server, "SELECT id FROM users WHERE email = $1", browser.email)[0]["id"])
+
+
+def organisation(administrator: Browser, name: str) -> str:
+    assert administrator.post("/admin/organisations", page="/admin", name=name).status_code == 303
+    found = re.search(
+        rf'action="/admin/organisations/([0-9a-f-]+)" aria-label="{name}"', administrator.get("/admin").text
+    )
+    assert found
+    return found[1]
+
+
+def test_member_of_an_organisation(administrator: Browser, member: Browser, server: Server) -> None:
+    hospital = organisation(administrator, f"Hospital {member.email}")
+    user = identity(server, member)
+    fields = {"role": "engineer", "organisation": hospital, "enabled": "1"}
+    assert administrator.post(f"/admin/members/{user}", page="/admin", **fields).status_code == 303
+    page = member.get("/profile").text
+    assert f"Hospital {member.email}" in page
+    assert "Engineer" in page
+
+
+def test_disabled_account_is_out_at_once_with_its_keys(administrator: Browser, member: Browser, server: Server) -> None:
+    key = member.create_key()
+    user = identity(server, member)
+    fields = {"role": "clinician", "organisation": ""}
+    assert administrator.post(f"/admin/members/{user}", page="/admin", **fields).status_code == 303
+    assert member.get("/upload").status_code == 303
+    assert again(member).log_in().status_code == 401
+    status = member.client.get("/v1/predictions", headers={"Authorization": f"Bearer {key}"}).status_code
+    assert status == 401
+    assert administrator.post(f"/admin/members/{user}", page="/admin", **fields, enabled="1").status_code == 303
+    assert again(member).log_in().status_code == 303
+
+
+def test_administrator_cannot_lock_themselves_out(administrator: Browser, server: Server) -> None:
+    own = identity(server, administrator)
+    for fields in ({"role": "clinician", "enabled": "1"}, {"role": "admin"}):
+        assert administrator.post(f"/admin/members/{own}", page="/admin", **fields).status_code == 422
+    assert administrator.get("/admin").status_code == 200
+
+
+@pytest.mark.parametrize("fields", [{"role": "king"}, {"role": "admin", "organisation": "x"}])
+def test_made_up_roles_and_organisations(
+    administrator: Browser, member: Browser, server: Server, fields: dict[str, str]
+) -> None:
+    path = f"/admin/members/{identity(server, member)}"
+    assert administrator.post(path, page="/admin", enabled="1", **fields).status_code == 422
+    assert member.get("/admin").status_code == 403
+
+
+def test_results_are_kept_as_long_as_the_organisation_says(
+    administrator: Browser, member: Browser, server: Server, jpegs: list[bytes]
+) -> None:
+    hospital = organisation(administrator, f"Clinic {member.email}")
+    fields = {"role": "clinician", "organisation": hospital, "enabled": "1"}
+    administrator.post(f"/admin/members/{identity(server, member)}", page="/admin", **fields)
+    path = f"/admin/organisations/{hospital}"
+    for days in ("0", "-1", "1.5", "many"):
+        assert administrator.post(path, page="/admin", name="x", retention_days=days).status_code == 422
+    renamed = administrator.post(path, page="/admin", name=f"Clinic {member.email}", retention_days="30")
+    assert renamed.status_code == 303
+    outsider = Browser(server.url)
+    outsider.register()
+    results = {name: browser.upload(jpegs[n]).json()["id"] for n, (name, browser) in enumerate(
+        {"old": member, "new": member, "outside": outsider}.items())}  # fmt: skip
+    for name in ("old", "outside"):
+        query = "UPDATE predictions SET created_at = now() - interval '31 days' WHERE id = $1::text::uuid"
+        execute(server, query, results[name])
+
+    async def run() -> int:
+        assert server.settings.database_url
+        database = Database(server.settings.database_url)
+        try:
+            return await expire(database)
+        finally:
+            await database.close()
+
+    assert asyncio.run(run()) == 1
+    statuses = {name: b.get(f"/predictions/{results[name]}").status_code for name, b in
+                (("old", member), ("new", member), ("outside", outsider))}  # fmt: skip
+    assert statuses == {"old": 404, "new": 200, "outside": 200}
+    assert asyncio.run(run()) == 0
+
+
+def test_audit_tells_who_did_what_and_names_nobody(
+    administrator: Browser, member: Browser, server: Server, jpegs: list[bytes]
+) -> None:
+    result = member.upload(jpegs[0], name="a patient.jpg").json()["id"]
+    member.get(f"/predictions/{result}")
+    member.get("/history.csv")
+    member.post(f"/predictions/{result}/delete", page="/history")
+    again(member).log_in("wrong wrong wrong")
+    user = execute(server, "SELECT id FROM users WHERE email = $1", member.email)[0]["id"]
+    rows = execute(server, "SELECT * FROM audit WHERE actor = $1 OR object = $1::text ORDER BY number", user)
+    assert [row["action"] for row in rows] == [
+        "account.registered", "account.logged_in", "result.read", "results.exported", "result.deleted",
+        "account.login_failed",
+    ]  # fmt: skip
+    assert "patient" not in repr(rows)
+    assert member.email not in repr(rows)
+    assert "result.deleted" in administrator.get("/admin/audit").text
+
+
+@pytest.fixture
+def chain(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A database of its own with an audit of twenty rows, for `dermserve admin`."""
+    url = cluster.create()
+    monkeypatch.setenv("DERMSERVE_DATABASE_URL", url)
+
+    async def fill() -> None:
+        database = Database(url)
+        for number in range(20):
+            async with database.transaction() as session:
+                await audit.append(session, audit.Action.RESULT_READ, actor=None, about=number)
+        await database.close()
+
+    asyncio.run(fill())
+    return url
+
+
+def tamper(url: str, statement: str) -> None:
+    async def run() -> None:
+        connection = await asyncpg.connect(url)
+        try:
+            await connection.execute(statement)
+        finally:
+            await connection.close()
+
+    asyncio.run(run())
+
+
+def verify(*arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(admin_command, ["verify-audit", *arguments])
+    return result.exit_code, result.output
+
+
+def test_whole_chain(chain: str) -> None:
+    status, output = verify()
+    assert (status, output.startswith("20 rows are whole")) == (0, True)
+    head = output.split()[-1]
+    assert verify("--count", "20", "--head", head)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("statement", "row"),
+    [
+        ("UPDATE audit SET action = 'result.deleted' WHERE number = 7", 7),
+        ("UPDATE audit SET actor = gen_random_uuid() WHERE number = 7", 7),
+        ("UPDATE audit SET at = at + interval '1 microsecond' WHERE number = 20", 20),
+        ("DELETE FROM audit WHERE number = 7", 7),
+        ("UPDATE audit SET number = 100 - number; UPDATE audit SET number = number - 79", 1),
+    ],
+)
+def test_altered_row_shows(chain: str, statement: str, row: int) -> None:
+    with pytest.raises(asyncpg.InsufficientPrivilegeError, match="append-only"):
+        tamper(chain, statement)
+    tamper(chain, f"SET session_replication_role = replica; {statement}")
+    status, output = verify()
+    assert status == 1
+    assert f"Row {row} was altered" in output
+
+
+def test_rows_cut_off_at_the_end_show_against_an_earlier_count(chain: str) -> None:
+    head = verify()[1].split()[-1]
+    tamper(chain, "SET session_replication_role = replica; DELETE FROM audit WHERE number > 15")
+    assert verify()[0] == 0
+    status, output = verify("--count", "20", "--head", head)
+    assert (status, "cut off" in output) == (1, True)
+
+
+def test_many_processes_write_one_chain(chain: str) -> None:
+    async def write() -> None:
+        databases = [Database(chain) for _ in range(4)]
+
+        async def some(database: Database) -> None:
+            for _ in range(10):
+                async with database.transaction() as session:
+                    await audit.append(session, audit.Action.LOGGED_IN, actor=None)
+
+        await asyncio.gather(*map(some, databases))
+        for database in databases:
+            await database.close()
+
+    asyncio.run(write())
+    status, output = verify()
+    assert (status, output.startswith("60 rows are whole")) == (0, True)

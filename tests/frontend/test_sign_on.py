@@ -1,0 +1,129 @@
+"""A hospital's sign-on, against a real OpenID provider on this machine."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterator
+from urllib.parse import parse_qs, urlsplit
+
+import httpx
+import oidc_provider_mock
+import pytest
+from pydantic import SecretStr
+
+from tests.frontend.browsing import Browser
+from tests.frontend.conftest import Server, new_email
+from tests.frontend.test_identity import execute
+
+
+@pytest.fixture(scope="module")
+def provider() -> Iterator[str]:
+    with oidc_provider_mock.run_server_in_thread() as server:
+        yield f"http://localhost:{server.server_port}"
+
+
+@pytest.fixture
+def hospital(start: Callable[..., Server], provider: str) -> Server:
+    return start(
+        oidc_issuer=provider,
+        oidc_client_id="dermserve",
+        oidc_client_secret=SecretStr("x" * 40),
+        oidc_name="St. Elsewhere",
+    )
+
+
+def known(provider: str, **claims: object) -> str:
+    """The subject of a new person at the provider."""
+    subject = secrets.token_hex(8)
+    assert httpx.put(f"{provider}/users/{subject}", json=claims).status_code == 204
+    return subject
+
+
+def allow(address: str, subject: str) -> str:
+    """What the provider sends the browser back to, once the person has agreed."""
+    answer = httpx.post(address, data={"sub": subject})
+    assert answer.status_code in (302, 303), answer.text
+    return answer.headers["location"]
+
+
+def sign_on(browser: Browser, subject: str, target: str = "/history") -> httpx.Response:
+    away = browser.get(f"/login/sign-on?next={target}")
+    return browser.get(allow(away.headers["location"], subject))
+
+
+def test_first_visit_makes_an_account_and_the_next_finds_it(hospital: Server, provider: str) -> None:
+    email = new_email()
+    subject = known(provider, email=email.upper(), email_verified=True)
+    browser = Browser(hospital.url)
+    assert "Log in with St. Elsewhere" in browser.get("/login").text
+    back = sign_on(browser, subject)
+    assert (back.status_code, back.headers["location"]) == (303, "/history")
+    assert email in browser.get("/profile").text
+    assert "through your hospital" in browser.get("/profile").text
+    again = Browser(hospital.url)
+    assert sign_on(again, subject).status_code == 303
+    assert len(execute(hospital, "SELECT id FROM users WHERE email = $1", email)) == 1
+    password = Browser(hospital.url)
+    password.email = email
+    assert password.log_in("").status_code == 401
+
+
+def test_code_is_asked_for_with_pkce(hospital: Server) -> None:
+    away = Browser(hospital.url).get("/login/sign-on").headers["location"]
+    asked = parse_qs(urlsplit(away).query)
+    assert asked["code_challenge_method"] == ["S256"]
+    assert asked["response_type"] == ["code"]
+    assert all(len(asked[name][0]) > 15 for name in ("state", "nonce", "code_challenge"))
+
+
+def test_account_with_a_password_is_not_taken_over(hospital: Server, provider: str) -> None:
+    owner = Browser(hospital.url)
+    owner.register()
+    back = sign_on(Browser(hospital.url), known(provider, email=owner.email, email_verified=True))
+    assert (back.status_code, "account with this address already" in back.text) == (409, True)
+
+
+@pytest.mark.parametrize("claims", [{}, {"email": "x@clinic.example", "email_verified": False}])
+def test_unconfirmed_address(hospital: Server, provider: str, claims: dict[str, object]) -> None:
+    browser = Browser(hospital.url)
+    assert sign_on(browser, known(provider, **claims)).status_code == 401
+    assert browser.get("/upload").status_code == 303
+
+
+def test_answer_meant_for_another_browser(hospital: Server, provider: str) -> None:
+    victim, attacker = Browser(hospital.url), Browser(hospital.url)
+    subject = known(provider, email=new_email(), email_verified=True)
+    link = allow(attacker.get("/login/sign-on").headers["location"], subject)
+    assert victim.get(link).status_code == 401
+    victim.get("/login/sign-on")
+    assert victim.get(link).status_code == 401, "the state is of another login"
+    assert victim.get("/upload").status_code == 303
+
+
+def test_code_is_good_once(hospital: Server, provider: str) -> None:
+    browser = Browser(hospital.url)
+    link = allow(browser.get("/login/sign-on").headers["location"], known(provider, email=new_email()))
+    assert browser.get(link).status_code == 303
+    assert Browser(hospital.url).get(link).status_code == 401
+
+
+def test_provider_that_does_not_answer(start: Callable[..., Server]) -> None:
+    server = start(oidc_issuer="http://localhost:9", oidc_client_id="dermserve")
+    away = Browser(server.url).get("/login/sign-on")
+    assert (away.status_code, "sign-on is not answering" in away.text) == (503, True)
+    browser = Browser(server.url)
+    assert browser.register().status_code == 303
+
+
+def test_without_a_sign_on_there_is_none(server: Server) -> None:
+    browser = Browser(server.url)
+    assert "sign-on" not in browser.get("/login").text
+    assert [browser.get(f"/login/sign-on{path}").status_code for path in ("", "/callback")] == [404, 404]
+
+
+def test_disabled_account(hospital: Server, provider: str) -> None:
+    email = new_email()
+    subject = known(provider, email=email)
+    assert sign_on(Browser(hospital.url), subject).status_code == 303
+    execute(hospital, "UPDATE users SET disabled_at = now() WHERE email = $1", email)
+    assert sign_on(Browser(hospital.url), subject).status_code == 403
