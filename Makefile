@@ -31,7 +31,7 @@ export: .venv/.dev  ## Put RUN's weights into model_repository/
 	.venv/bin/dermserve export $(RUN) $(if $(IMAGES),--images $(IMAGES))
 
 bench: .venv/.dev  ## Measure what a CPU can measure; results land in benchmarks/results/
-	@status=0; for name in limit cold serve where precision transport lane 'load --overload' decode; do \
+	@status=0; for name in limit cold serve where precision transport lane 'load --overload' pages decode; do \
 	    .venv/bin/dermserve bench $$name || status=1; \
 	done; exit $$status
 

@@ -10,6 +10,7 @@ import click
 from benchmarks import (
     load_commands,
     options,
+    pages_commands,
     peers_commands,
     precision_commands,
     report,
@@ -46,6 +47,7 @@ _COMMANDS = (
     peers_commands.peers,
     precision_commands.precision,
     where_commands.where,
+    pages_commands.pages,
     decode,
 )
 for _command in _COMMANDS:

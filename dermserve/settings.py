@@ -60,7 +60,7 @@ class Settings(BaseSettings):
     secret_key: SecretStr | None = Field(
         None, min_length=32, description="Seals what is kept secret in the database; unset: a file in the state folder."
     )
-    rate_limit: int = Field(6000, ge=60, description="Images a minute that one user or one API key may send.")
+    rate_limit: int = Field(60_000, ge=60, description="Images a minute that one user or one API key may send.")
     registration_limit: int = Field(120, ge=1, description="Accounts a minute that one network address may register.")
 
     smtp_url: SecretStr | None = Field(

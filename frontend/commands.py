@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from datetime import UTC, datetime
+from typing import TextIO, TypeVar
 
 import click
 
 from dermserve.settings import Settings
-from frontend import audit
+from frontend import audit, deletions
 from frontend.access import Role
 from frontend.database import Database, database_url, migrate
 from frontend.identity.keys import Keys
@@ -95,6 +96,31 @@ def verify_audit(count: int | None, head: str | None) -> None:
     click.echo(f"{verdict.count} rows are whole; the hash of the last is {verdict.head}")
     if verdict.fault:
         raise click.ClickException(verdict.fault)
+
+
+@admin.command("deletions")
+@click.option("--since", type=click.DateTime(), required=True, help="When the backup was taken (UTC).")
+def list_deletions(since: datetime) -> None:
+    """Print what was deleted since a backup, to be deleted again from it once it is restored.
+
+    \b
+    Example:
+      dermserve admin deletions --since 2026-11-01T03:00:00 > deletions.txt
+    """
+    for line in _run(lambda database: deletions.noted(database, since.replace(tzinfo=UTC))):
+        click.echo(line)
+
+
+@admin.command("repeat-deletions")
+@click.argument("file", type=click.File())
+def repeat_deletions(file: TextIO) -> None:
+    """Delete from a restored database what FILE, printed by `deletions` before, names.
+
+    \b
+    Example:
+      dermserve admin repeat-deletions deletions.txt
+    """
+    click.echo(f"Deleted {_run(lambda database: deletions.repeat(database, file))} rows.")
 
 
 @admin.command("migrate")

@@ -184,6 +184,15 @@ class Cluster:
         migrate(self.url(name))
         return self.url(name)
 
+    def copy(self, source: str) -> str:
+        """Back a database up and restore it under another name; returns its address."""
+        name = f"derm_{secrets.token_hex(4)}"
+        self.execute(f"CREATE DATABASE {name}")
+        dump = subprocess.run([self._programs / "pg_dump", source], check=True, capture_output=True).stdout
+        command = [self._programs / "psql", "-q", "-v", "ON_ERROR_STOP=1", self.url(name)]
+        subprocess.run(command, input=dump, check=True, stdout=subprocess.DEVNULL)
+        return self.url(name)
+
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:

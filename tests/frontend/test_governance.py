@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import asyncpg
 import pytest
@@ -16,7 +17,7 @@ from frontend.commands import admin as admin_command
 from frontend.database import Database
 from frontend.retention import expire
 from tests.frontend.browsing import Browser
-from tests.frontend.conftest import Cluster, Server
+from tests.frontend.conftest import PASSWORD, Cluster, Server
 from tests.frontend.test_identity import again, execute
 
 
@@ -140,6 +141,41 @@ def test_audit_tells_who_did_what_and_names_nobody(
     assert "patient" not in repr(rows)
     assert member.email not in repr(rows)
     assert "result.deleted" in administrator.get("/admin/audit").text
+
+
+def test_deletions_are_repeated_on_a_restored_backup(
+    server: Server,
+    cluster: Cluster,
+    start: Callable[..., Server],
+    jpegs: list[bytes],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    live = start(database_url=cluster.create())
+    gone, stays = Browser(live.url), Browser(live.url)
+    for browser in (gone, stays):
+        browser.register()
+    results = [stays.upload(data).json()["id"] for data in jpegs[:2]]
+    backup = cluster.copy(live.settings.database_url)
+    gone.post("/profile/delete", page="/profile", password=PASSWORD)
+    stays.post(f"/predictions/{results[0]}/delete", page="/history")
+
+    def run(*arguments: str, url: str | None) -> str:
+        monkeypatch.setenv("DERMSERVE_DATABASE_URL", url or "")
+        result = CliRunner().invoke(admin_command, arguments)
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    lines = run("deletions", "--since", "2026-01-01T00:00:00", url=live.settings.database_url)
+    assert [line.split()[0] for line in lines.splitlines()] == ["account", "result"]
+    (tmp_path / "deletions.txt").write_text(lines)
+    assert run("repeat-deletions", str(tmp_path / "deletions.txt"), url=backup) == "Deleted 2 rows.\n"
+    restored = start(database_url=backup)
+    assert again(stays).email == stays.email
+    visitor, other = Browser(restored.url), Browser(restored.url)
+    visitor.email, other.email = gone.email, stays.email
+    assert [visitor.log_in().status_code, other.log_in().status_code] == [401, 303]
+    assert [other.get(f"/predictions/{one}").status_code for one in results] == [404, 200]
 
 
 @pytest.fixture

@@ -245,7 +245,9 @@ def test_deleted_account_leaves_only_nameless_audit_rows(member: Browser, server
     holding = {}
     for [table] in tables:
         text = repr([tuple(row.items()) for row in execute(server, f'SELECT * FROM "{table}"')])
-        holding[table] = [what for what in (str(user["id"]), member.email, "a patient", "deleted gateway") if what in text]
+        holding[table] = [
+            what for what in (str(user["id"]), member.email, "a patient", "deleted gateway") if what in text
+        ]
     assert holding.pop("audit") == [str(user["id"])]
     assert not any(holding.values()), holding
 
