@@ -30,7 +30,7 @@ _STOP_S = 30.0
 _PORTS = ("PORT", "TRITON_GRPC_PORT", "TRITON_HTTP_PORT", "TRITON_METRICS_PORT", "DICOM_PORT")
 # Settings that would make the stack use somebody else's parts, or ask for TLS.
 _ELSEWHERE = ("DERMSERVE_DATABASE_URL", "DERMSERVE_TRITON_URL", "DERMSERVE_PUBLIC_URL")
-_COMMAND = (sys.executable, "-c", "from dermserve.cli import main; main()")
+_COMMAND = (sys.executable, "-m", "dermserve")
 
 
 class Stack:
