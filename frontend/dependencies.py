@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Final
 
 from fastapi import Depends, Request
 
@@ -28,6 +28,8 @@ from frontend.organisations import Organisations
 from frontend.predictions import Inference, Predictions
 from frontend.throttle import Throttle
 from frontend.upload import Intake, read_form
+
+_EVERYWHERE: Final = ("0.0.0.0", "::")  # noqa: S104  compared with, not listened on
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,15 @@ class Services:
     cookie: security.SessionCookie
 
     def base_url(self, request: Request) -> str:
-        """The address under which the sender of this request knows the server, without a final slash."""
+        """What the sender of this request calls the server, without a final slash: to be shown to them, nowhere else."""
         return (self.settings.public_url or str(request.base_url)).rstrip("/")
+
+    @property
+    def own_url(self) -> str:
+        """Where others are sent, by mail or by a sign-on: never what a request's `Host` says, which its sender chooses."""
+        host = "127.0.0.1" if self.settings.host in _EVERYWHERE else self.settings.host
+        host = f"[{host}]" if ":" in host else host
+        return (self.settings.public_url or f"http://{host}:{self.settings.port}").rstrip("/")
 
 
 @dataclass(frozen=True)

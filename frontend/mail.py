@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import smtplib
+import ssl
 from email.message import EmailMessage
 from typing import Final
 from urllib.parse import unquote, urlsplit
@@ -16,6 +17,7 @@ from dermserve.settings import Settings
 LOG_FILE: Final = "logs/mail.log"
 """In the state folder: what would have been sent. It holds links that set passwords; only its owner may read it."""
 _TIMEOUT_S: Final = 20
+_AT_ONCE: Final = 2  # a mail server that hangs must not take the threads that hash passwords and images
 _PORTS: Final = {"smtp": 25, "smtp+starttls": 587, "smtps": 465}
 _log = logging.getLogger(__name__)
 
@@ -27,13 +29,18 @@ class Mailer:
         """Open no connection yet.
 
         Raises:
-            StartupError: `smtp_url` is not one of smtp://, smtp+starttls:// and smtps://.
+            StartupError: `smtp_url` is not one of smtp://, smtp+starttls:// and smtps://, or no address is set that links
+                in mail can lead to.
         """
         self._sender = settings.mail_from
         self._file = settings.state_dir / LOG_FILE
         self._server = urlsplit(settings.smtp_url.get_secret_value()) if settings.smtp_url else None
         if self._server is not None and (self._server.scheme not in _PORTS or not self._server.hostname):
             raise StartupError("DERMSERVE_SMTP_URL is not like smtp+starttls://user:password@host:587.")
+        if self._server is not None and settings.public_url is None:
+            # What a request calls the server is the sender's choice: a link made of it could lead a reader anywhere.
+            raise StartupError("Mail holds links: set DERMSERVE_PUBLIC_URL to the address that users see.")
+        self._gate = asyncio.Semaphore(_AT_ONCE)
 
     async def send(self, to: str, subject: str, text: str) -> None:
         """Send a mail, or write it to the file."""
@@ -41,7 +48,8 @@ class Mailer:
         message["From"], message["To"], message["Subject"] = self._sender, to, subject
         message.set_content(text)
         try:
-            await asyncio.to_thread(self._deliver, message)
+            async with self._gate:
+                await asyncio.to_thread(self._deliver, message)
         except (OSError, smtplib.SMTPException) as error:
             _log.error("a mail could not be sent: %s", type(error).__name__)
 
@@ -54,10 +62,17 @@ class Mailer:
                 file.write(f"{message.as_string()}\n")
             return
         host, port = server.hostname or "", server.port or _PORTS[server.scheme]
-        connect = smtplib.SMTP_SSL if server.scheme == "smtps" else smtplib.SMTP
-        with connect(host, port, timeout=_TIMEOUT_S) as connection:
+        trusted = (
+            ssl.create_default_context()
+        )  # smtplib's own takes any certificate, and a link would be read on the way
+        connection = (
+            smtplib.SMTP_SSL(host, port, timeout=_TIMEOUT_S, context=trusted)
+            if server.scheme == "smtps"
+            else smtplib.SMTP(host, port, timeout=_TIMEOUT_S)
+        )
+        with connection:
             if server.scheme == "smtp+starttls":
-                connection.starttls()
+                connection.starttls(context=trusted)
             if server.username:
                 connection.login(unquote(server.username), unquote(server.password or ""))
             connection.send_message(message)

@@ -77,7 +77,7 @@ async def _with_code(services: Services, user_id: UUID, code: str) -> Caller:
 async def begin_sign_on(request: Request, services: ServicesDep, next: str = "") -> Response:
     """Off to the hospital's sign-on."""
     _require_sign_on(services)
-    return await services.sign_on.begin(request, services.base_url(request) + _CALLBACK, local(next))
+    return await services.sign_on.begin(request, services.own_url + _CALLBACK, local(next))
 
 
 @router.get(_CALLBACK)
@@ -154,7 +154,7 @@ async def _mail_link(request: Request, services: Services, email: str) -> None:
         return
     address, token = asked
     # After the #: no proxy or log on the way ever sees it, nor does a page that is left from here.
-    link = f"{services.base_url(request)}/reset#{token}"
+    link = f"{services.own_url}/reset#{token}"
     hours = int(RESET_LIFETIME.total_seconds() // 3600)
     subject, _, text = render_text(request, "mail_reset.txt", link=link, hours=hours).partition("\n\n")
     await services.mailer.send(address, subject, text)

@@ -88,11 +88,12 @@ class Server:
     """A uvicorn in a thread of its own."""
 
     def __init__(self, settings: Settings, stand_in: StandIn) -> None:
-        self.settings = settings
         self.stand_in = stand_in
         listener = socket.socket()
         listener.bind(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        port = listener.getsockname()[1]
+        self.settings = settings = settings.model_copy(update={"port": port})
+        self.url = f"http://127.0.0.1:{port}"
         self._app = create_app(settings, lambda _: stand_in)
         config = uvicorn.Config(self._app, log_level="warning", lifespan="on")
         self._server = uvicorn.Server(config)
