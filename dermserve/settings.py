@@ -57,6 +57,9 @@ class Settings(BaseSettings):
         "sensitivity_95", description="Named operating point of the model card that decides referral."
     )
     session_hours: int = Field(12, ge=1, description="Hours after which a web session ends.")
+    session_idle_minutes: int = Field(
+        60, ge=5, description="Minutes without a request after which it ends before that."
+    )
     secret_key: SecretStr | None = Field(
         None, min_length=32, description="Seals what is kept secret in the database; unset: a file in the state folder."
     )

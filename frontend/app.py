@@ -71,7 +71,11 @@ def create_app(settings: Settings | None = None, connect: Callable[[Settings], I
             database=database,
             inference=inference,
             users=Users(database),
-            sessions=Sessions(database, lifetime=timedelta(hours=settings.session_hours)),
+            sessions=Sessions(
+                database,
+                lifetime=timedelta(hours=settings.session_hours),
+                idle=timedelta(minutes=settings.session_idle_minutes),
+            ),
             keys=Keys(database),
             second_factor=SecondFactor(database, vault),
             sign_on=SignOn(settings, vault, secure=is_https(settings)),

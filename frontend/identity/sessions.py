@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 from uuid import UUID
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, select, update
 
 from dermserve.errors import NotFound
 from frontend import audit
@@ -19,14 +19,16 @@ from frontend.identity.users import caller_of
 from frontend.models import User, WebSession
 
 _AGENT_MAX: Final = 120
+_STEP: Final = timedelta(minutes=1)  # noting every single request would double the work of most
 
 
 class Sessions:
-    """Web sessions in the database, each good for `lifetime`."""
+    """Web sessions in the database, each good for `lifetime` at most, and until nothing came with it for `idle`."""
 
-    def __init__(self, database: Database, *, lifetime: timedelta) -> None:
+    def __init__(self, database: Database, *, lifetime: timedelta, idle: timedelta) -> None:
         self._database = database
         self.lifetime = lifetime
+        self._idle = idle
 
     async def open(self, caller: Caller, agent: str = "") -> str:
         """Begin a session and return its token, which is never stored; sweeps out expired sessions on the way.
@@ -41,26 +43,36 @@ class Sessions:
                     token_sha256=fingerprint(token),
                     user_id=caller.user_id,
                     agent="".join(filter(str.isprintable, agent))[:_AGENT_MAX],
-                    expires_at=now + self.lifetime,
+                    created_at=now,
+                    expires_at=self._ends(now, now),
                 )
             )
             await audit.append(session, Action.LOGGED_IN, actor=caller.user_id, about=caller.user_id)
         return token
 
     async def caller(self, token: str) -> Caller | None:
-        """The user of a running session."""
+        """The user of a running session, which goes on from here for as long as one may stand idle."""
+        now, mine = datetime.now(UTC), WebSession.token_sha256 == fingerprint(token)
         query = (
-            select(User)
+            select(User, WebSession.created_at, WebSession.expires_at)
             .join(WebSession, WebSession.user_id == User.id)
-            .where(
-                WebSession.token_sha256 == fingerprint(token),
-                WebSession.expires_at > datetime.now(UTC),
-                User.disabled_at.is_(None),
-            )
+            .where(mine, WebSession.expires_at > now, User.disabled_at.is_(None))
         )
         async with self._database.transaction() as session:
-            user = await session.scalar(query)
-        return caller_of(user) if user else None
+            found = (await session.execute(query)).first()
+            if found is None:
+                return None
+            user, began, ends = found
+            later = self._ends(began, now)
+            if later - ends >= _STEP:
+                # Only where it still runs: what ended meanwhile stays ended.
+                await session.execute(
+                    update(WebSession).where(mine, WebSession.expires_at > now).values(expires_at=later)
+                )
+        return caller_of(user)
+
+    def _ends(self, began: datetime, now: datetime) -> datetime:
+        return min(began + self.lifetime, now + self._idle)
 
     async def close(self, token: str) -> None:
         """End the session of a cookie; nothing happens where there is none."""

@@ -41,7 +41,8 @@ async def about(request: Request, services: ServicesDep, visit: VisitDep) -> Res
 @router.get("/privacy")
 async def privacy(request: Request, services: ServicesDep, visit: VisitDep) -> Response:
     """What is kept of whom, for how long, and how to get rid of it."""
-    return page(request, visit, "privacy.html", session_hours=services.settings.session_hours)
+    hours, minutes = services.settings.session_hours, services.settings.session_idle_minutes
+    return page(request, visit, "privacy.html", session_hours=hours, session_idle_minutes=minutes)
 
 
 @router.get("/terms")

@@ -7,7 +7,7 @@ import socket
 import ssl
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,7 @@ from dermserve.settings import Settings
 from frontend.mail import LOG_FILE, Mailer
 from tests.frontend.browsing import Browser
 from tests.frontend.conftest import Server
-from tests.frontend.test_identity import again, mailed_link
+from tests.frontend.test_identity import again, execute, mailed_link
 
 EVIL = "evil.example"
 
@@ -102,3 +102,28 @@ def test_mail_goes_only_to_a_server_that_proves_itself(
     asyncio.run(mailer.send("ana@clinic.example", "A link", "https://derm.example/reset#token"))
     assert ("reset#token" in server.received) == vouched
     assert ("AUTH" in server.received) == vouched
+
+
+def test_session_that_stands_idle_ends(start: Callable[..., Server]) -> None:
+    server = start(session_idle_minutes=30, session_hours=1)
+    visitor = Browser(server.url)
+    visitor.register()
+
+    def minutes_ago(minutes: int) -> float:
+        """Let that much time pass since the last request; minutes that are left then."""
+        mine = "FROM users WHERE users.id = user_id AND email = $1"
+        past = "created_at = web_sessions.created_at - $2 * interval '1 min', expires_at = expires_at - $2 * interval '1 min'"
+        execute(server, f"UPDATE web_sessions SET {past} {mine}", visitor.email, minutes)
+        visitor.get("/history")
+        [row] = execute(
+            server,
+            f"SELECT extract(epoch FROM expires_at - now()) AS s {mine.replace('FROM', 'FROM web_sessions,')}",
+            visitor.email,
+        )
+        return float(row["s"]) / 60
+
+    assert 29 < minutes_ago(20) <= 30, "a request gives it another half hour"
+    assert 14 < minutes_ago(25) <= 15, "but never more than its hour"
+    assert visitor.get("/history").status_code == 200
+    minutes_ago(16)
+    assert visitor.get("/history").status_code == 303
