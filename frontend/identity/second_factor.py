@@ -10,15 +10,16 @@ from uuid import UUID
 
 import pyotp
 import segno
-from sqlalchemy import or_, update
+from sqlalchemy import delete, or_, update
 
 from dermserve.errors import RequestInvalid
 from frontend import audit
 from frontend.access import Caller
 from frontend.audit import Action
 from frontend.database import Database
+from frontend.identity.tokens import fingerprint
 from frontend.identity.users import caller_of
-from frontend.models import User
+from frontend.models import User, WebSession
 from frontend.vault import Vault
 
 _PURPOSE: Final = "totp"
@@ -91,8 +92,8 @@ class SecondFactor:
         letters = self._vault.open(user.totp_secret, _PURPOSE)
         return _shown(caller.email, letters.decode()) if letters else None
 
-    async def turn_on(self, caller: Caller, code: str) -> None:
-        """From now on ask for a code at login.
+    async def turn_on(self, caller: Caller, code: str, *, keep_session: str) -> None:
+        """From now on ask for a code at login, and end every session but one: none may stand that gave no code.
 
         Raises:
             RequestInvalid: the code is not of the secret that was offered.
@@ -100,7 +101,13 @@ class SecondFactor:
         user = await self._user(caller.user_id)
         if user is None or not await self._use(user, code):
             raise RequestInvalid(_WRONG)
-        await self._set(caller, Action.SECOND_FACTOR_ON, totp_since=datetime.now(UTC))
+        others = delete(WebSession).where(
+            WebSession.user_id == caller.user_id, WebSession.token_sha256 != fingerprint(keep_session)
+        )
+        async with self._database.transaction() as session:
+            await session.execute(others)
+            await session.execute(update(User).where(User.id == caller.user_id).values(totp_since=datetime.now(UTC)))
+            await audit.append(session, Action.SECOND_FACTOR_ON, actor=caller.user_id, about=caller.user_id)
 
     async def turn_off(self, caller: Caller, code: str) -> None:
         """Ask for no code any more.
@@ -115,12 +122,10 @@ class SecondFactor:
 
     async def reset(self, caller: Caller) -> None:
         """Turn it off without a code: for an operator, when a phone is lost."""
-        await self._set(caller, Action.SECOND_FACTOR_OFF, totp_since=None, totp_secret=None, totp_last_step=None)
-
-    async def _set(self, caller: Caller, action: Action, **values: object) -> None:
+        query = update(User).where(User.id == caller.user_id)
         async with self._database.transaction() as session:
-            await session.execute(update(User).where(User.id == caller.user_id).values(**values))
-            await audit.append(session, action, actor=caller.user_id, about=caller.user_id)
+            await session.execute(query.values(totp_since=None, totp_secret=None, totp_last_step=None))
+            await audit.append(session, Action.SECOND_FACTOR_OFF, actor=caller.user_id, about=caller.user_id)
 
     async def _user(self, user_id: UUID) -> User | None:
         async with self._database.transaction() as session:

@@ -49,11 +49,11 @@ async def change_password(
 async def offer_second_factor(
     request: Request, services: ServicesDep, visit: VisitDep, user: UserDep, form: FormDep
 ) -> Response:
-    """Show a secret for an app."""
-    del form
+    """Show a secret for an app; asks for the password, or whoever finds a session open could lock its owner out."""
     try:
+        await _confirm(services, user, form)
         await services.second_factor.offer(user)
-    except RequestInvalid as error:
+    except (Forbidden, RequestInvalid, RateLimited) as error:
         return await _profile(request, services, visit, error=error)
     return await _profile(request, services, visit, offered=True)
 
@@ -62,10 +62,10 @@ async def offer_second_factor(
 async def turn_on_second_factor(
     request: Request, services: ServicesDep, visit: VisitDep, user: UserDep, form: FormDep
 ) -> Response:
-    """Ask for a code from now on, once a first one shows that the app has the secret."""
+    """Ask for a code from now on, once a first one shows that the app has the secret; every other session ends."""
     try:
         await services.throttle.before_code(user.user_id)
-        await services.second_factor.turn_on(user, form.get("code", ""))
+        await services.second_factor.turn_on(user, form.get("code", ""), keep_session=visit.token)
     except (RequestInvalid, RateLimited) as error:
         return await _profile(request, services, visit, error=error, offered=True)
     return RedirectResponse("/profile?done=second-factor-on", 303)
@@ -114,6 +114,7 @@ async def delete(request: Request, services: ServicesDep, visit: VisitDep, user:
 
 
 async def _confirm(services: Services, user: Caller, form: dict[str, str]) -> None:
+    """Return if whoever sits there is the owner of the account, as far as a password, or else its address, tells."""
     await services.throttle.before_password(user)
     account = await services.users.get(user)
     if account.password_hash is None:

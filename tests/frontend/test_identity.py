@@ -116,7 +116,7 @@ def code(letters: str, steps: int = 0) -> str:
 @pytest.fixture
 def letters(member: Browser) -> str:
     """The secret of a second factor that was turned on with the code of half a minute ago."""
-    page = member.post("/profile/second-factor/offer", page="/profile").text
+    page = member.post("/profile/second-factor/offer", page="/profile", password=PASSWORD).text
     found = re.search(r'class="secret">([A-Z2-7 ]+)<', page)
     assert found
     letters = found[1].replace(" ", "")
@@ -126,8 +126,8 @@ def letters(member: Browser) -> str:
     return letters
 
 
-def second_step(browser: Browser, code: str) -> httpx.Response:
-    page = browser.log_in()
+def second_step(browser: Browser, code: str, password: str = PASSWORD) -> httpx.Response:
+    page = browser.log_in(password)
     assert page.status_code == 200
     hidden = dict(re.findall(r'name="(csrf_token|challenge|next)" value="([^"]*)"', page.text))
     return browser.client.post("/login/code", data={**hidden, "code": code})

@@ -17,8 +17,10 @@ from dermserve.errors import StartupError
 from dermserve.settings import Settings
 from frontend.mail import LOG_FILE, Mailer
 from tests.frontend.browsing import Browser
-from tests.frontend.conftest import Server
-from tests.frontend.test_identity import again, execute, mailed_link
+from tests.frontend.conftest import PASSWORD, Server
+from tests.frontend.test_identity import NEW, again, code, execute, letters, mailed_link, second_step
+
+__all__ = ["letters"]  # a fixture
 
 EVIL = "evil.example"
 
@@ -127,3 +129,30 @@ def test_session_that_stands_idle_ends(start: Callable[..., Server]) -> None:
     assert visitor.get("/history").status_code == 200
     minutes_ago(16)
     assert visitor.get("/history").status_code == 303
+
+
+def test_session_alone_sets_up_no_second_factor(member: Browser) -> None:
+    for password in ("", "not the password"):
+        refused = member.post("/profile/second-factor/offer", page="/profile", password=password)
+        assert (refused.status_code, "<svg" in refused.text) == (403, False)
+    assert again(member).log_in().status_code == 303
+
+
+def test_second_factor_ends_sessions_that_gave_no_code(member: Browser) -> None:
+    other = again(member)
+    other.log_in()
+    page = member.post("/profile/second-factor/offer", page="/profile", password=PASSWORD).text
+    letters = page.split('class="secret">')[1].split("<")[0].replace(" ", "")
+    assert member.post("/profile/second-factor/on", page="/profile", code=code(letters)).status_code == 303
+    assert other.get("/history").status_code == 303
+    assert member.get("/history").status_code == 200
+
+
+def test_mailed_link_does_not_get_around_the_second_factor(member: Browser, server: Server, letters: str) -> None:
+    stranger = again(member)
+    stranger.post("/forgot", email=member.email)
+    assert stranger.post("/reset", token=mailed_link(server, member.email), password=NEW).status_code == 303
+    asked = stranger.log_in(NEW)
+    assert (asked.status_code, 'name="challenge"' in asked.text) == (200, True)
+    assert stranger.get("/history").status_code == 303
+    assert second_step(stranger, code(letters), NEW).status_code == 303
