@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import secrets
 import unicodedata
+from functools import cache
+from pathlib import Path
 from typing import Final
 
 from pwdlib import PasswordHash
@@ -14,6 +17,15 @@ from dermserve.errors import RequestInvalid
 SHORTEST: Final = 12
 """Characters. Long rather than intricate: NIST SP 800-63B §3.1.1 asks for length and against composition rules."""
 LONGEST: Final = 128
+CONTEXT_WORDS: Final = frozenset({
+    "dermserve", "derm", "dermatology", "dermatologist", "dermoscopy", "melanoma", "skin", "lesion", "cancer",
+    "hospital", "clinic", "clinician", "doctor", "engineer", "admin", "administrator", "password", "passwort",
+    "contrasenya", "contraseña", "welcome", "letmein", "login", "secret", "qwerty", "qwertz", "azerty", "asdf", "abc",
+    "iloveyou", "test",
+})  # fmt: skip
+"""What somebody would try here first, beside the parts of the address; a password needs more letters than these."""
+_OTHER_LETTERS: Final = 4
+_COMMON: Final = Path(__file__).with_name("common_passwords.txt")
 
 
 class Passwords:
@@ -49,8 +61,28 @@ def check(email: str, password: str) -> None:
         raise RequestInvalid(f"Please choose a password of at least {SHORTEST} characters; a few words are fine.")
     if len(password) > LONGEST:
         raise RequestInvalid(f"Please choose a password of at most {LONGEST} characters.")
-    if password.strip().lower() == email or len(set(password)) < 4:
+    if _guessable(_normal(password).strip().lower(), email):
         raise RequestInvalid("This password is too easy to guess; a few unrelated words are better.")
+
+
+def _guessable(password: str, email: str) -> bool:
+    """Whether it is among the first that a guesser tries: common, repeated, or made of words that lie near."""
+    repeated = password in (password + password)[1:-1]  # it is one part, again and again
+    if repeated or len(set(password)) < 4 or password == email or password in _common():
+        return True
+    words = CONTEXT_WORDS | {word for word in re.split(r"[\W_\d]+", email) if len(word) > 2}
+    rest = password
+    for word in sorted(words, key=len, reverse=True):
+        rest = rest.replace(word, "")
+    return rest != password and sum(character.isalpha() for character in rest) < _OTHER_LETTERS
+
+
+@cache
+def _common() -> frozenset[str]:
+    """The most common passwords of at least `SHORTEST` characters, in lower case: those of the 49,233 that the package
+    @zxcvbn-ts/language-common 4.1.3 (MIT) counts that are long enough.
+    """
+    return frozenset(_COMMON.read_text(encoding="utf-8").split())
 
 
 def _normal(password: str) -> str:

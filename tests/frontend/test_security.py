@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from dermserve.errors import StartupError
+from dermserve.errors import RequestInvalid, StartupError
 from dermserve.settings import Settings
+from frontend.identity import passwords
 from frontend.mail import LOG_FILE, Mailer
 from tests.frontend.browsing import Browser
 from tests.frontend.conftest import PASSWORD, Server
@@ -156,3 +157,27 @@ def test_mailed_link_does_not_get_around_the_second_factor(member: Browser, serv
     assert (asked.status_code, 'name="challenge"' in asked.text) == (200, True)
     assert stranger.get("/history").status_code == 303
     assert second_step(stranger, code(letters), NEW).status_code == 303
+
+
+@pytest.mark.parametrize(
+    "password",
+    [
+        "1qaz2wsx3edc",
+        "Administrator",
+        "passwordpassword",
+        "abcdabcdabcd",
+        "Melanoma2026!",
+        "Ana.Perez-2026!!",
+        "ｍｅｌａｎｏｍａ2026",
+    ],
+)
+def test_password_that_a_guesser_tries_first(password: str) -> None:
+    with pytest.raises(RequestInvalid, match="too easy to guess"):
+        passwords.check("ana.perez@clinic.example", password)
+
+
+@pytest.mark.parametrize(
+    "password", [PASSWORD, NEW, "829104773651", "melanoma and other troubles", "ana's red bicycle"]
+)
+def test_password_of_any_composition(password: str) -> None:
+    passwords.check("ana.perez@clinic.example", password)
