@@ -6,6 +6,7 @@ in one process only would be as many limits as there are processes.
 
 from __future__ import annotations
 
+import ipaddress
 import math
 import time
 from datetime import UTC, datetime
@@ -30,7 +31,8 @@ _GUESSES: Final = RateLimitItemPerMinute(10, 15)
 _CODES: Final = RateLimitItemPerMinute(10, 15)
 # Failures of one client address over all accounts; generous, because a hospital may sit behind one address.
 _FAILURES: Final = RateLimitItemPerMinute(200, 15)
-_RESETS: Final = RateLimitItemPerHour(5)
+_RESETS: Final = RateLimitItemPerHour(5)  # mails to one account: further ones would only bury a link that is still good
+_RESETS_ASKED: Final = RateLimitItemPerHour(60)
 _LEASES: Final = 60  # of a minute's images: a process asks the database this often, not for every image
 
 
@@ -53,12 +55,14 @@ class Throttle:
         Raises:
             RateLimited: too many attempts on this account or failures from this address.
         """
+        address = _network(address)
         if not await self._limiter.test(_FAILURES, "failures", address):
             await self._refuse(_FAILURES, "failures", address)
         await self._hit(_GUESSES, "guesses", address, normal_email(email))
 
     async def after_login(self, address: str, email: str, *, success: bool) -> None:
         """Forget the attempts of someone who knew the password; count a failure against the address."""
+        address = _network(address)
         if success:
             await self._limiter.clear(_GUESSES, "guesses", address, normal_email(email))
         else:
@@ -86,15 +90,19 @@ class Throttle:
         Raises:
             RateLimited: too many from this address.
         """
-        await self._hit(self._registrations, "registrations", address)
+        await self._hit(self._registrations, "registrations", _network(address))
 
     async def before_reset(self, address: str, email: str) -> None:
-        """Count a mail with a link.
+        """Count a mail with a link, whether or not there is such an account.
+
+        Wherever they are asked for: else many addresses together could fill somebody's mailbox. It locks nobody out, since
+        what was mailed to them within the hour is still good.
 
         Raises:
-            RateLimited: too many from this address for this account.
+            RateLimited: too many from this address, or for this account.
         """
-        await self._hit(_RESETS, "resets", address, normal_email(email))
+        await self._hit(_RESETS_ASKED, "resets asked", _network(address))
+        await self._hit(_RESETS, "resets", normal_email(email))
 
     async def before_image(self, caller: Caller) -> None:
         """Count an image against its key, or against a person.
@@ -187,6 +195,22 @@ class _Counts(Storage):
     async def clear(self, key: str) -> None:
         async with self._database.transaction() as session:
             await session.execute(delete(RateCount).where(RateCount.key == _kept(key)))
+
+
+def _network(address: str) -> str:
+    """What counts as one sender: an IPv4 address, or the 64 bits of an IPv6 address that a network is given.
+
+    Whoever has a network has 2^64 addresses in it (RFC 4291 §2.5.4), and would have as many limits.
+    """
+    try:
+        found = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:  # a server on a Unix socket knows none
+        return address
+    if isinstance(found, ipaddress.IPv4Address):
+        return str(found)
+    if found.ipv4_mapped is not None:
+        return str(found.ipv4_mapped)
+    return str(ipaddress.ip_network((found, 64), strict=False))
 
 
 def _kept(key: str) -> str:

@@ -7,7 +7,7 @@ import socket
 import ssl
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,7 @@ from dermserve.settings import Settings
 from frontend.identity import passwords
 from frontend.mail import LOG_FILE, Mailer
 from tests.frontend.browsing import Browser
-from tests.frontend.conftest import PASSWORD, Server
+from tests.frontend.conftest import PASSWORD, Server, new_email
 from tests.frontend.test_identity import NEW, again, code, execute, letters, mailed_link, second_step
 
 __all__ = ["letters"]  # a fixture
@@ -181,3 +181,30 @@ def test_password_that_a_guesser_tries_first(password: str) -> None:
 )
 def test_password_of_any_composition(password: str) -> None:
     passwords.check("ana.perez@clinic.example", password)
+
+
+def guesses(member: Browser, addresses: Iterable[str]) -> list[int]:
+    """Statuses of wrong passwords that a proxy passes on from these addresses."""
+    found = []
+    for address in addresses:
+        guesser = again(member)
+        guesser.client.headers["X-Forwarded-For"] = address
+        found.append(guesser.log_in("a wrong guess").status_code)
+    return found
+
+
+def test_network_is_one_guesser_however_many_addresses_it_has(member: Browser) -> None:
+    one = (f"2001:db8:0:7:{number:x}::1" for number in range(1, 13))
+    assert guesses(member, one) == [401] * 10 + [429] * 2
+    assert guesses(member, ["2001:db8:0:8::1", "192.0.2.1", "192.0.2.2"]) == [401] * 3
+    assert again(member).log_in().status_code == 303, "the owner is not locked out"
+
+
+def test_mailbox_is_not_filled_from_many_addresses(member: Browser) -> None:
+    statuses = []
+    for number in range(7):
+        stranger = again(member)
+        stranger.client.headers["X-Forwarded-For"] = f"198.51.100.{number}"
+        statuses.append(stranger.post("/forgot", email=member.email).status_code)
+    assert statuses == [200] * 5 + [429] * 2
+    assert again(member).post("/forgot", email=new_email()).status_code == 200
