@@ -20,6 +20,8 @@ from frontend import problems
 SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 CSRF_HEADER: Final = "x-csrf-token"
 CSRF_FIELD: Final = "csrf_token"
+OWN_SITES: Final = ("same-origin", "none")
+"""What `Sec-Fetch-Site` says of a request that no other site made."""
 
 _HEADERS: Final = {
     # Nothing inline, nothing from elsewhere: a hospital's network blocks it, and an injected tag must not run.
@@ -79,7 +81,7 @@ def check_csrf(request: Request, cookie_token: str | None, sent: str | None) -> 
     Raises:
         Forbidden: another site made it, or the page is older than the session.
     """
-    if request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
+    if request.headers.get("sec-fetch-site", "same-origin") not in OWN_SITES:
         raise Forbidden("This request came from another site.")
     expected = csrf_token(cookie_token) if cookie_token else ""
     if not expected or not hmac.compare_digest(expected.encode(), (sent or "").encode()):

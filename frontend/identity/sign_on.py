@@ -20,10 +20,12 @@ from dermserve.errors import Unauthenticated, Unavailable
 from dermserve.settings import Settings
 from frontend.vault import Vault
 
-COOKIE: Final = "derm_sign_on"
+_COOKIE: Final = "derm_sign_on"
 PATH: Final = "/login/sign-on"
 _LIFETIME_S: Final = 600
 _PURPOSE: Final = "sign-on"
+# Signatures by a key that only the sign-on has; "none", and HMAC with our own secret, would prove nothing.
+_ALGORITHMS: Final = frozenset(f"{kind}{bits}" for kind in ("RS", "PS", "ES") for bits in (256, 384, 512)) | {"EdDSA"}
 
 
 class Identity(NamedTuple):
@@ -43,6 +45,8 @@ class SignOn:
         self._issuer = settings.oidc_issuer or ""
         self._vault = vault
         self._secure = secure
+        # With the prefix no sibling domain can plant a login of its own in a browser (RFC 6265bis §4.1.3.2).
+        self._cookie = f"__Host-{_COOKIE}" if secure else _COOKIE
         secret = settings.oidc_client_secret
         self._client = OAuth().register(
             "hospital",
@@ -60,15 +64,38 @@ class SignOn:
         """
         request.scope["session"] = {}
         try:
+            await self._check_provider()
             response: Response = await self._client.authorize_redirect(request, callback)
         except (httpx2.HTTPError, OAuthError, JoseError, ValueError) as error:
             raise Unavailable("The sign-on is not answering. Please try again later.", retry_after=30) from error
         content = json.dumps({"session": request.scope["session"], "target": target}).encode()
         sealed = self._vault.seal(content, _PURPOSE, lifetime_s=_LIFETIME_S)
         response.set_cookie(
-            COOKIE, sealed.hex(), max_age=_LIFETIME_S, path=PATH, secure=self._secure, httponly=True, samesite="lax"
+            self._cookie,
+            sealed.hex(),
+            max_age=_LIFETIME_S,
+            path="/",
+            secure=self._secure,
+            httponly=True,
+            samesite="lax",
         )
         return response
+
+    def forget(self, response: Response) -> None:
+        """Take the cookie of a login back."""
+        response.delete_cookie(self._cookie, path="/", secure=self._secure, httponly=True, samesite="lax")
+
+    async def _check_provider(self) -> None:
+        """Read once what the sign-on says of itself, and leave it no say in who it is and how it signs.
+
+        Raises:
+            ValueError: it is another issuer than the one that was set (OpenID Connect Discovery §4.3).
+        """
+        about = await self._client.load_server_metadata()
+        if about.get("issuer") != self._issuer:
+            raise ValueError("The sign-on calls itself by another issuer.")
+        offered = about.get("id_token_signing_alg_values_supported") or ["RS256"]
+        about["id_token_signing_alg_values_supported"] = [name for name in offered if name in _ALGORITHMS] or ["RS256"]
 
     async def finish(self, request: Request) -> Identity:
         """Whom the sign-on sent back; state, nonce, signature, issuer, audience and time are checked.
@@ -82,6 +109,7 @@ class SignOn:
             raise Unauthenticated("This login took too long, or was begun in another browser. Please try again.")
         request.scope["session"] = kept["session"]
         try:
+            await self._check_provider()
             claims = (await self._client.authorize_access_token(request))["userinfo"]
         except httpx2.HTTPError as error:
             raise Unavailable("The sign-on is not answering. Please try again later.", retry_after=30) from error
@@ -93,7 +121,7 @@ class SignOn:
 
     def _kept(self, request: Request) -> dict[str, object] | None:
         try:
-            content = self._vault.open(bytes.fromhex(request.cookies.get(COOKIE, "")), _PURPOSE)
+            content = self._vault.open(bytes.fromhex(request.cookies.get(self._cookie, "")), _PURPOSE)
         except ValueError:
             return None
         return dict(json.loads(content)) if content else None

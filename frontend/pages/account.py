@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from urllib.parse import quote
 from uuid import UUID
 
 from fastapi import APIRouter, Request, Response
@@ -9,6 +10,7 @@ from starlette.background import BackgroundTask
 from starlette.responses import RedirectResponse
 
 from dermserve.errors import Conflict, Forbidden, NotFound, RateLimited, RequestInvalid, Unauthenticated, Unavailable
+from frontend import security
 from frontend.access import Caller
 from frontend.dependencies import FormDep, Services, ServicesDep, Visit, VisitDep
 from frontend.identity import passwords, sign_on
@@ -75,8 +77,10 @@ async def _with_code(services: Services, user_id: UUID, code: str) -> Caller:
 
 @router.get(sign_on.PATH)
 async def begin_sign_on(request: Request, services: ServicesDep, next: str = "") -> Response:
-    """Off to the hospital's sign-on."""
+    """Off to the hospital's sign-on, from a page of ours: a link elsewhere must not log anybody in unasked."""
     _require_sign_on(services)
+    if request.headers.get("sec-fetch-site", "none") not in security.OWN_SITES:
+        return RedirectResponse("/login?next=" + quote(local(next), safe="/"), 303)
     return await services.sign_on.begin(request, services.own_url + _CALLBACK, local(next))
 
 
@@ -90,7 +94,7 @@ async def finish_sign_on(request: Request, services: ServicesDep, visit: VisitDe
     except (Unauthenticated, Unavailable, Conflict, Forbidden, RequestInvalid) as error:
         return _login_page(request, services, visit, error=error)
     response = await _welcome(request, services, visit, caller, local(found.target))
-    response.delete_cookie(sign_on.COOKIE, path=sign_on.PATH)
+    services.sign_on.forget(response)
     return response
 
 

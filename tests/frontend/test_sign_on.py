@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import secrets
+import time
 from collections.abc import Callable, Iterator
 from urllib.parse import parse_qs, urlsplit
 
 import httpx
 import oidc_provider_mock
 import pytest
+from authlib.integrations.starlette_client import StarletteOAuth2App
 from pydantic import SecretStr
 
 from tests.frontend.browsing import Browser
@@ -127,3 +131,64 @@ def test_disabled_account(hospital: Server, provider: str) -> None:
     assert sign_on(Browser(hospital.url), subject).status_code == 303
     execute(hospital, "UPDATE users SET disabled_at = now() WHERE email = $1", email)
     assert sign_on(Browser(hospital.url), subject).status_code == 403
+
+
+def metadata(monkeypatch: pytest.MonkeyPatch, **changes: object) -> None:
+    """Let the sign-on say something else of itself when it is read."""
+    load = StarletteOAuth2App.load_server_metadata
+
+    async def changed(app: StarletteOAuth2App) -> dict[str, object]:
+        read = "_loaded_at" in app.server_metadata
+        about: dict[str, object] = await load(app)
+        if not read:
+            about.update(changes)
+        return about
+
+    monkeypatch.setattr(StarletteOAuth2App, "load_server_metadata", changed)
+
+
+def test_sign_on_that_calls_itself_another_is_not_believed(hospital: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    metadata(monkeypatch, issuer="https://another.example")
+    away = Browser(hospital.url).get("/login/sign-on")
+    assert (away.status_code, "sign-on is not answering" in away.text) == (503, True)
+
+
+def test_sign_on_has_no_say_in_how_it_must_sign(
+    hospital: Server, provider: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    email = new_email()
+    subject = known(provider, email=email, email_verified=True)
+
+    async def unsigned(_self: object, *_: object, **__: object) -> dict[str, str]:
+        """A token that the sender of the login made up, without any signature."""
+        nonce = parse_qs(urlsplit(asked).query)["nonce"][0]
+        now = int(time.time())
+        claims = {"iss": provider, "sub": "anybody", "aud": "dermserve", "exp": now + 60, "iat": now, "nonce": nonce}
+        parts = ({"alg": "none"}, claims | {"email": "chief@clinic.example", "email_verified": True})
+        encoded = (base64.urlsafe_b64encode(json.dumps(part).encode()).rstrip(b"=").decode() for part in parts)
+        return {"access_token": "x", "token_type": "Bearer", "id_token": ".".join(encoded) + "."}
+
+    metadata(monkeypatch, id_token_signing_alg_values_supported=["none", "HS256"])
+    monkeypatch.setattr(StarletteOAuth2App, "fetch_access_token", unsigned)
+    browser = Browser(hospital.url)
+    asked = browser.get("/login/sign-on").headers["location"]
+    assert browser.get(allow(asked, subject)).status_code == 401
+    assert browser.get("/upload").status_code == 303
+
+
+def test_link_on_another_site_logs_nobody_in(hospital: Server) -> None:
+    browser = Browser(hospital.url)
+    elsewhere = browser.client.get("/login/sign-on?next=/history", headers={"Sec-Fetch-Site": "cross-site"})
+    assert elsewhere.headers["location"] == "/login?next=/history"
+    own = browser.client.get("/login/sign-on?next=/history", headers={"Sec-Fetch-Site": "same-origin"})
+    assert own.headers["location"].startswith("http://localhost")
+
+
+def test_cookie_of_a_login_behind_tls(start: Callable[..., Server], provider: str) -> None:
+    server = start(oidc_issuer=provider, oidc_client_id="dermserve", public_url="https://derm.example")
+    away = Browser(server.url).get("/login/sign-on")
+    cookie = away.headers["set-cookie"]
+    assert cookie.startswith("__Host-derm_sign_on=")
+    assert all(attribute in cookie for attribute in ("Secure", "HttpOnly", "SameSite=lax", "Path=/;"))
+    callback = parse_qs(urlsplit(away.headers["location"]).query)["redirect_uri"]
+    assert callback == ["https://derm.example/login/sign-on/callback"]
