@@ -27,7 +27,8 @@ from frontend.models import PasswordReset, User, WebSession
 SERVICE: Final = "service:"
 """The account that owns keys made without a user; not an address, so nobody can register or log in as it."""
 RESET_LIFETIME: Final = timedelta(hours=1)
-_EMAIL: Final = re.compile(r"[^@\s\x00-\x1f]{1,64}@[^@\s\x00-\x1f]{1,189}")
+# Nothing that RFC 5322 §3.2.3 gives a meaning in an address: mail would go elsewhere, and with a colon it could be SERVICE.
+_EMAIL: Final = re.compile(r"[^@\s,;:<>()\[\]\\\"]{1,64}@[^@\s,;:<>()\[\]\\\"]{1,189}")
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Users:
             Conflict: the address has an account already.
         """
         email = normal_email(email)
-        if not _EMAIL.fullmatch(email):
+        if not _is_address(email):
             raise RequestInvalid("Please give a complete e-mail address.")
         passwords.check(email, password)
         return await self._create(User(email=email, password_hash=await self._passwords.hash(password), role=role))
@@ -74,7 +75,7 @@ class Users:
         if user is not None:
             return caller_of(user)
         email = normal_email(email)
-        if not _EMAIL.fullmatch(email):
+        if not _is_address(email):
             raise RequestInvalid("The sign-on gave no e-mail address.")
         return await self._create(User(email=email, issuer=issuer, subject=subject))
 
@@ -91,7 +92,7 @@ class Users:
     async def log_in(self, email: str, password: str) -> Login | None:
         """The user whose address and password these are, or None, after the same work in either case."""
         email, user = normal_email(email), None
-        if _EMAIL.fullmatch(email):  # PostgreSQL refuses some of what is no address, such as a zero byte
+        if _is_address(email):  # PostgreSQL refuses some of what is no address, such as a zero byte
             async with self._database.transaction() as session:
                 user = await session.scalar(select(User).where(User.email == email, User.disabled_at.is_(None)))
         correct = await self._passwords.verify(password, user.password_hash if user else None)
@@ -125,7 +126,7 @@ class Users:
     async def ask_for_reset(self, email: str) -> tuple[str, str] | None:
         """The address and a token for a mailed link that sets a new password once; None where nobody could use it."""
         email = normal_email(email)
-        if not _EMAIL.fullmatch(email):
+        if not _is_address(email):
             return None
         query = select(User).where(User.email == email, User.disabled_at.is_(None), User.password_hash.is_not(None))
         token, now = new_token(), datetime.now(UTC)
@@ -222,6 +223,11 @@ class Users:
 def normal_email(email: str) -> str:
     """The form under which an address is stored and throttled."""
     return unicodedata.normalize("NFKC", email).strip().lower()
+
+
+def _is_address(email: str) -> bool:
+    """Whether it may name an account; invisible characters could make it look like another one."""
+    return bool(_EMAIL.fullmatch(email)) and email.isprintable()
 
 
 def caller_of(user: User) -> Caller:

@@ -57,6 +57,10 @@ def test_register_log_out_log_in(browser: Browser) -> None:
     [
         ("not an address", PASSWORD, "complete e-mail address"),
         ("a@b@c", PASSWORD, "complete e-mail address"),
+        ("service:image.gateway@clinic.example", PASSWORD, "complete e-mail address"),
+        ("a,admin@clinic.example", PASSWORD, "complete e-mail address"),
+        ("a<admin@clinic.example>", PASSWORD, "complete e-mail address"),
+        ("adm\u200bin@clinic.example", PASSWORD, "complete e-mail address"),
         ("x@clinic.example", "eleven char", "at least 12"),
         ("x@clinic.example", "a" * 129, "at most 128"),
         ("x@clinic.example", "a" * 20, "too easy"),
