@@ -29,7 +29,18 @@ from frontend.schemas import Result, cam_of
 
 router = APIRouter(include_in_schema=False)
 _PER_PAGE: Final = 25
-_FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
+_FORMULA: Final = (
+    "=",
+    "+",
+    "-",
+    "@",
+    "\t",
+    "\r",
+    "＝",
+    "＋",
+    "－",
+    "＠",
+)  # full-width ones, too: some locales run them
 _CAM_LIMIT: Final = 10.0
 _COMPARED: Final = 4
 

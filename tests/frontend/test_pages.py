@@ -127,7 +127,7 @@ def test_csv(member: Browser, jpegs: list[bytes]) -> None:
     assert [float(value) for value in lines[2][1:5]] == pytest.approx(list(first["probabilities"].values()), abs=1e-6)
 
 
-@pytest.mark.parametrize("name", ["=cmd|' C calc'!A0", "+1", "-1", "@SUM(A1)", "=1,2"])
+@pytest.mark.parametrize("name", ["=cmd|' C calc'!A0", "+1", "-1", "@SUM(A1)", "=1,2", "＝1"])
 def test_csv_names_are_never_formulas(member: Browser, jpegs: list[bytes], name: str) -> None:
     member.upload(jpegs[0], name=quote(name))
     [_, line] = csv.reader(io.StringIO(member.get("/history.csv").text))
