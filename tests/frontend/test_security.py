@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from pydantic import SecretStr
 
@@ -208,3 +209,24 @@ def test_mailbox_is_not_filled_from_many_addresses(member: Browser) -> None:
         statuses.append(stranger.post("/forgot", email=member.email).status_code)
     assert statuses == [200] * 5 + [429] * 2
     assert again(member).post("/forgot", email=new_email()).status_code == 200
+
+
+@pytest.mark.parametrize(("path", "page"), [("/logout", "/upload"), ("/profile/delete", "/profile")])
+def test_whoever_leaves_leaves_nothing_in_the_browser(member: Browser, path: str, page: str) -> None:
+    left = member.post(path, page=page, password=PASSWORD)
+    assert (left.status_code, left.headers["clear-site-data"]) == (303, '"storage"')
+
+
+@pytest.mark.parametrize("path", ["/v1/predictions", "/login", "/metrics"])
+def test_no_other_site_may_read_an_answer(server: Server, path: str) -> None:
+    asked = {"Origin": "https://evil.example", "Access-Control-Request-Method": "POST"}
+    for method in ("GET", "OPTIONS"):
+        answer = httpx.request(method, f"{server.url}{path}", headers=asked)
+        assert not [name for name in answer.headers if name.startswith("access-control-")]
+
+
+def test_only_the_methods_of_a_route(member: Browser) -> None:
+    for method in ("TRACE", "PUT", "CONNECT"):
+        assert member.client.request(method, "/profile").status_code == 405
+    overridden = member.client.get("/profile/delete", headers={"X-HTTP-Method-Override": "POST"})
+    assert overridden.status_code == 405
