@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from datetime import date
 from typing import Annotated, Any, Final, Literal
 from uuid import UUID
 
 from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi.routing import APIRoute
+from starlette.types import Message
 
 from dermserve.errors import (
     DatabaseUnavailable,
@@ -35,7 +37,7 @@ from frontend.history import Decided, Filter
 from frontend.lesions import BODY_SITES, Context
 from frontend.models import Prediction
 from frontend.schemas import ImageContext, Result, ResultPage
-from frontend.upload import RAW_TYPES
+from frontend.upload import RAW_TYPES, read_small
 
 _KEY: Final = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]{0,253}[\x21-\x7e])?")
 _BINARY: Final = {"schema": {"type": "string", "format": "binary"}}
@@ -68,8 +70,28 @@ def _refusals(*errors: type[DermserveError]) -> dict[int | str, dict[str, Any]]:
     return responses
 
 
+class BoundedRoute(APIRoute):
+    """Bounds JSON bodies: FastAPI reads one to its end, however long, before it asks who sends it."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        answer = super().get_route_handler()
+        if self.body_field is None:  # images are read, and bounded, by the route itself
+            return answer
+
+        async def bounded(request: Request) -> Response:
+            body = await read_small(request)
+
+            async def receive() -> Message:
+                return {"type": "http.request", "body": body, "more_body": False}
+
+            return await answer(Request(request.scope, receive))
+
+        return bounded
+
+
 router = APIRouter(
     prefix="/v1",
+    route_class=BoundedRoute,
     tags=["predictions"],
     responses=_refusals(Unauthenticated, RateLimited, RequestInvalid, Overloaded, DatabaseUnavailable),
 )

@@ -266,6 +266,15 @@ def _parse_multipart(content_type: str, body: bytes) -> Upload:
     return Upload(parts.file, parts.filename, _context(said))
 
 
+async def read_small(request: Request) -> bytes:
+    """A body that is no image.
+
+    Raises:
+        ImageTooLarge: more than any of our forms can hold.
+    """
+    return await _read(request, _FORM_MAX)
+
+
 async def read_form(request: Request) -> dict[str, str]:
     """The fields of a small urlencoded form; where a name comes twice, the last one counts.
 
@@ -276,7 +285,7 @@ async def read_form(request: Request) -> dict[str, str]:
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/x-www-form-urlencoded":
         raise RequestInvalid("A form was expected.")
-    body = await _read(request, _FORM_MAX)
+    body = await read_small(request)
     try:
         return dict(parse_qsl(body.decode(), keep_blank_values=True, errors="strict", max_num_fields=50))
     except ValueError as error:

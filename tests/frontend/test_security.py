@@ -230,3 +230,14 @@ def test_only_the_methods_of_a_route(member: Browser) -> None:
         assert member.client.request(method, "/profile").status_code == 405
     overridden = member.client.get("/profile/delete", headers={"X-HTTP-Method-Override": "POST"})
     assert overridden.status_code == 405
+
+
+def test_strangers_json_is_not_read_to_its_end(server: Server, api: httpx.Client, jpegs: list[bytes]) -> None:
+    created = api.post("/v1/predictions", content=jpegs[0], headers={"Content-Type": "image/jpeg"}).json()
+    path, kind = f"/v1/predictions/{created['id']}", {"Content-Type": "application/json"}
+    long = b'{"note": "' + b"a" * 100_000 + b'"}'
+    for body in (long, iter([long[:50_000], long[50_000:]])):
+        refused = httpx.patch(server.url + path, content=body, headers=kind)
+        assert (refused.status_code, refused.json()["code"]) == (413, "image_too_large")
+    assert httpx.patch(server.url + path, json={"note": "x"}).status_code == 401
+    assert api.patch(path, json={"note": "seen twice"}).json()["context"]["note"] == "seen twice"
