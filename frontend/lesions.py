@@ -160,8 +160,14 @@ class Lesions:
             .values(name=said.lesion, body_site=said.body_site)
             .returning(Lesion.id)
         )
+        taken = select(Lesion.id).where(
+            Lesion.id != lesion_id, Lesion.name == said.lesion, visible_to(Lesion, caller.user_id)
+        )
         try:
             async with self._database.transaction() as session:
+                # Asked first: where the constraint is violated, PostgreSQL writes the name into its log.
+                if await session.scalar(taken) is not None:
+                    raise Conflict("Another of your lesions has this name already.")
                 changed = await session.scalar(query)
         except IntegrityError as error:
             raise Conflict("Another of your lesions has this name already.") from error

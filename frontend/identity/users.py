@@ -11,7 +11,6 @@ from uuid import UUID
 
 from sqlalchemy import delete, select, update
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.exc import IntegrityError
 
 from dermserve.errors import Conflict, Forbidden, NotFound, RequestInvalid
 from frontend import audit
@@ -57,7 +56,7 @@ class Users:
         if not _is_address(email):
             raise RequestInvalid("Please give a complete e-mail address.")
         passwords.check(email, password)
-        return await self._create(User(email=email, password_hash=await self._passwords.hash(password), role=role))
+        return await self._create(email=email, password_hash=await self._passwords.hash(password), role=role)
 
     async def signed_on(self, issuer: str, subject: str, email: str) -> Caller:
         """The user whom a hospital's sign-on calls `subject`; created on the first visit.
@@ -77,16 +76,16 @@ class Users:
         email = normal_email(email)
         if not _is_address(email):
             raise RequestInvalid("The sign-on gave no e-mail address.")
-        return await self._create(User(email=email, issuer=issuer, subject=subject))
+        return await self._create(email=email, issuer=issuer, subject=subject)
 
-    async def _create(self, user: User) -> Caller:
-        try:
-            async with self._database.transaction() as session:
-                session.add(user)
-                await session.flush()
-                await audit.append(session, Action.REGISTERED, actor=user.id, about=user.id)
-        except IntegrityError as error:
-            raise Conflict("There is an account with this address already. Please log in.") from error
+    async def _create(self, **values: str) -> Caller:
+        # Not by a violated constraint: PostgreSQL writes the address that was there already into its log.
+        query = insert(User).values(**values).on_conflict_do_nothing().returning(User)
+        async with self._database.transaction() as session:
+            user = await session.scalar(query)
+            if user is None:
+                raise Conflict("There is an account with this address already. Please log in.")
+            await audit.append(session, Action.REGISTERED, actor=user.id, about=user.id)
         return caller_of(user)
 
     async def log_in(self, email: str, password: str) -> Login | None:

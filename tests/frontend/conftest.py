@@ -123,6 +123,7 @@ class Cluster:
         assert spec.origin
         self._programs = Path(spec.origin).parent / "pginstall/bin"
         self.folder = Path(tempfile.mkdtemp(prefix="derm-pg-"))
+        self.log = self.folder / "postgres.log"
         self._as = self._account()
         self._run("initdb", "-D", self.folder / "data", "-U", "postgres", "--auth=trust", "-E", "UTF8", "--no-sync")
         self.process: subprocess.Popen[bytes] | None = None
@@ -145,7 +146,8 @@ class Cluster:
     def start(self) -> None:
         options = ["-D", self.folder / "data", "-c", "listen_addresses=", "-k", self.folder, "-c", "fsync=off"]
         command = [*self._as, str(self._programs / "postgres"), *map(str, options)]
-        self.process = subprocess.Popen(command, cwd="/", stderr=subprocess.DEVNULL)
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(command, cwd="/", stderr=log)
         deadline = time.monotonic() + 30
         while True:
             try:

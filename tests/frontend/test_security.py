@@ -19,7 +19,7 @@ from dermserve.settings import Settings
 from frontend.identity import passwords
 from frontend.mail import LOG_FILE, Mailer
 from tests.frontend.browsing import Browser
-from tests.frontend.conftest import PASSWORD, Server, new_email
+from tests.frontend.conftest import PASSWORD, Cluster, Server, new_email
 from tests.frontend.test_identity import NEW, again, code, execute, letters, mailed_link, second_step
 
 __all__ = ["letters"]  # a fixture
@@ -241,3 +241,22 @@ def test_strangers_json_is_not_read_to_its_end(server: Server, api: httpx.Client
         assert (refused.status_code, refused.json()["code"]) == (413, "image_too_large")
     assert httpx.patch(server.url + path, json={"note": "x"}).status_code == 401
     assert api.patch(path, json={"note": "seen twice"}).json()["context"]["note"] == "seen twice"
+
+
+def test_log_of_the_database_names_nobody(
+    member: Browser, server: Server, cluster: Cluster, jpegs: list[bytes]
+) -> None:
+    assert again(member).post("/register", email=member.email, password=PASSWORD).status_code == 409
+    for number, name in enumerate(("left arm of A", "right arm of A")):
+        result = member.upload(jpegs[number]).json()["id"]
+        member.post(f"/predictions/{result}/context", page="/profile", lesion=name)
+    lesion = member.get("/lesions").text.split('href="/lesions/')[1].split('"')[0]
+    statuses = [
+        member.post(f"/lesions/{lesion}", page="/profile", name=f"{side} arm of A").status_code
+        for side in ("left", "right")
+    ]
+    assert sorted(statuses) == [303, 409]
+    execute(server, "SELECT 1")
+    written = cluster.log.read_text()
+    assert "database system is ready" in written
+    assert not [secret for secret in (member.email, "arm of A") if secret in written]
