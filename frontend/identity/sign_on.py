@@ -47,6 +47,10 @@ class SignOn:
         self._secure = secure
         # With the prefix no sibling domain can plant a login of its own in a browser (RFC 6265bis §4.1.3.2).
         self._cookie = f"__Host-{_COOKIE}" if secure else _COOKIE
+        self._claims = {
+            "iss": {"essential": True, "values": [self._issuer]},
+            "aud": {"essential": True, "value": settings.oidc_client_id},
+        }
         secret = settings.oidc_client_secret
         self._client = OAuth().register(
             "hospital",
@@ -110,7 +114,7 @@ class SignOn:
         request.scope["session"] = kept["session"]
         try:
             await self._check_provider()
-            claims = (await self._client.authorize_access_token(request))["userinfo"]
+            claims = (await self._client.authorize_access_token(request, claims_options=self._claims))["userinfo"]
         except httpx2.HTTPError as error:
             raise Unavailable("The sign-on is not answering. Please try again later.", retry_after=30) from error
         except (OAuthError, JoseError, KeyError, ValueError) as error:

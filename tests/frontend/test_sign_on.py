@@ -7,12 +7,15 @@ import json
 import secrets
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from urllib.parse import parse_qs, urlsplit
 
 import httpx
 import oidc_provider_mock
 import pytest
 from authlib.integrations.starlette_client import StarletteOAuth2App
+from joserfc import jwt
+from joserfc.jwk import RSAKey
 from pydantic import SecretStr
 
 from tests.frontend.browsing import Browser
@@ -153,27 +156,61 @@ def test_sign_on_that_calls_itself_another_is_not_believed(hospital: Server, mon
     assert (away.status_code, "sign-on is not answering" in away.text) == (503, True)
 
 
-def test_sign_on_has_no_say_in_how_it_must_sign(
-    hospital: Server, provider: str, monkeypatch: pytest.MonkeyPatch
+def unsigned(claims: dict[str, object]) -> str:
+    parts = (base64.urlsafe_b64encode(json.dumps(part).encode()).rstrip(b"=") for part in ({"alg": "none"}, claims))
+    return b".".join([*parts, b""]).decode()
+
+
+KEY = RSAKey.generate_key(2048)
+OTHER_KEY = RSAKey.generate_key(2048)
+
+
+def signed(claims: dict[str, object], key: RSAKey = KEY) -> str:
+    return jwt.encode({"alg": "RS256"}, claims, key)
+
+
+@pytest.mark.parametrize(
+    ("token", "claims", "status"),
+    [
+        (signed, {}, 303),
+        (unsigned, {}, 401),
+        (partial(signed, key=OTHER_KEY), {}, 401),
+        (signed, {"iss": "https://another.example"}, 401),
+        (signed, {"aud": "another", "azp": "dermserve"}, 401),
+        (signed, {"exp": 1}, 401),
+        (signed, {"nonce": "of an earlier login"}, 401),
+        (signed, {"nonce": None}, 401),
+    ],
+    ids=["good", "unsigned", "other key", "other issuer", "for another", "old", "replayed", "no nonce"],
+)
+def test_what_the_sign_on_hands_over_is_checked(
+    hospital: Server,
+    provider: str,
+    monkeypatch: pytest.MonkeyPatch,
+    token: Callable[[dict[str, object]], str],
+    claims: dict[str, object],
+    status: int,
 ) -> None:
+    async def keys(_self: object, **_: object) -> dict[str, object]:
+        return {"keys": [KEY.as_dict(private=False)]}
+
+    async def handed_over(_self: object, *_: object, **__: object) -> dict[str, str]:
+        now, nonce = int(time.time()), parse_qs(urlsplit(asked).query)["nonce"][0]
+        right = {"iss": provider, "sub": subject, "aud": "dermserve", "exp": now + 60, "iat": now, "nonce": nonce}
+        all_claims = right | {"email": email, "email_verified": True} | claims
+        content = {name: value for name, value in all_claims.items() if value is not None}
+        return {"access_token": "x", "token_type": "Bearer", "id_token": token(content)}
+
+    # What it says of itself would allow everything.
+    metadata(monkeypatch, id_token_signing_alg_values_supported=["none", "HS256", "RS256"])
+    monkeypatch.setattr(StarletteOAuth2App, "fetch_jwk_set", keys)
+    monkeypatch.setattr(StarletteOAuth2App, "fetch_access_token", handed_over)
     email = new_email()
-    subject = known(provider, email=email, email_verified=True)
-
-    async def unsigned(_self: object, *_: object, **__: object) -> dict[str, str]:
-        """A token that the sender of the login made up, without any signature."""
-        nonce = parse_qs(urlsplit(asked).query)["nonce"][0]
-        now = int(time.time())
-        claims = {"iss": provider, "sub": "anybody", "aud": "dermserve", "exp": now + 60, "iat": now, "nonce": nonce}
-        parts = ({"alg": "none"}, claims | {"email": "chief@clinic.example", "email_verified": True})
-        encoded = (base64.urlsafe_b64encode(json.dumps(part).encode()).rstrip(b"=").decode() for part in parts)
-        return {"access_token": "x", "token_type": "Bearer", "id_token": ".".join(encoded) + "."}
-
-    metadata(monkeypatch, id_token_signing_alg_values_supported=["none", "HS256"])
-    monkeypatch.setattr(StarletteOAuth2App, "fetch_access_token", unsigned)
+    subject = known(provider, email=email)
     browser = Browser(hospital.url)
     asked = browser.get("/login/sign-on").headers["location"]
-    assert browser.get(allow(asked, subject)).status_code == 401
-    assert browser.get("/upload").status_code == 303
+    assert browser.get(allow(asked, subject)).status_code == status
+    assert browser.get("/upload").status_code == (200 if status == 303 else 303)
 
 
 def test_link_on_another_site_logs_nobody_in(hospital: Server) -> None:
