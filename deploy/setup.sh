@@ -48,7 +48,7 @@ install_packages() {
 }
 
 if [ "$1" = system ]; then
-    install_packages chromium chromium-driver fonts-dejavu-core
+    install_packages chromium fonts-dejavu-core
     exit 0
 fi
 

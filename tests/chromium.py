@@ -1,90 +1,106 @@
-"""A real Chromium, headless, for the tests that look at pages."""
+"""A real Chromium, headless, for the tests that look at pages: the system's own, steered by Playwright."""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeVar
 
 import pytest
-from selenium import webdriver
-from selenium.webdriver.chrome.service import Service
-from selenium.webdriver.common.by import By
-from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.remote.webelement import WebElement
-from selenium.webdriver.support.ui import WebDriverWait
+from playwright.sync_api import Browser, ConsoleMessage, Page, WebError, expect, sync_playwright
 
 from tests.frontend.conftest import PASSWORD, new_email
 
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-needs_chromium = pytest.mark.skipif(
-    not (CHROMIUM and DRIVER) and not os.environ.get("CI"), reason="chromium and chromedriver are not installed"
-)
-FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--disable-dev-shm-usage",
-    "--window-size=1280,900",
-)
+CHROMIUM = shutil.which("chromium")
+needs_chromium = pytest.mark.skipif(not CHROMIUM and not os.environ.get("CI"), reason="chromium is not installed")
+FLAGS = ("--no-sandbox", "--disable-quic", "--disable-dev-shm-usage")
+PATIENCE_MS = 15_000
+# What tests provoke: refusals and outages, and many looks at the pixels of a canvas.
+PROVOKED = ("the server responded", "getImageData", "ERR_CONNECTION_REFUSED", "ERR_NETWORK_CHANGED")
+
+Found = TypeVar("Found")
 
 
-class Chromium(webdriver.Chrome):
-    """A fresh profile; `find` waits."""
+@contextmanager
+def launched() -> Iterator[Browser]:
+    """A browser without a window, for as many visitors as come."""
+    assert CHROMIUM, "chromium is not installed"
+    expect.set_options(timeout=PATIENCE_MS)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
 
-    def __init__(self, base_url: str, profile: str) -> None:
-        options = webdriver.ChromeOptions()
-        options.binary_location = CHROMIUM or ""
-        options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-        for flag in (*FLAGS, f"--user-data-dir={profile}"):
-            options.add_argument(flag)
-        super().__init__(options=options, service=Service(DRIVER))
-        self.base_url = base_url
 
-    def open(self, path: str) -> None:
-        self.get(self.base_url + path)
+@contextmanager
+def visitor(browser: Browser, url: str, **options: Any) -> Iterator[Page]:
+    """A page of somebody who was never here; a script that fails or is forbidden on the way fails the test."""
+    options = {"base_url": url, "viewport": {"width": 1280, "height": 900}, "locale": "en", **options}
+    context = browser.new_context(**options)
+    context.set_default_timeout(PATIENCE_MS)
+    complaints: list[str] = []
 
-    def until(self, condition: Callable[[], object], what: str) -> None:
-        WebDriverWait(self, 15, 0.05).until(lambda _: condition(), what)
+    def on_console(message: ConsoleMessage) -> None:
+        if message.type in ("error", "warning") and not any(words in message.text for words in PROVOKED):
+            complaints.append(message.text)
 
-    def find(self, css: str) -> WebElement:
-        self.until(lambda: self.find_elements(By.CSS_SELECTOR, css), css)
-        return self.find_element(By.CSS_SELECTOR, css)
+    def on_error(error: WebError) -> None:
+        complaints.append(str(error.error))
 
-    def count(self, css: str) -> int:
-        return len(self.find_elements(By.CSS_SELECTOR, css))
+    context.on("console", on_console)
+    context.on("weberror", on_error)
+    try:
+        yield context.new_page()
+    finally:
+        context.close()
+    assert complaints == []
 
-    def at(self, path: str) -> None:
-        self.until(lambda: self.current_url == self.base_url + path, path)
 
-    def register(self) -> None:
-        self.open("/register")
-        self.find("#email").send_keys(new_email())
-        self.find("#password").send_keys(PASSWORD, Keys.ENTER)
-        self.at("/upload")
+def elsewhere(work: Callable[..., Found], *arguments: Any) -> Found:
+    """Call what starts an event loop of its own in another thread: Playwright's runs in this one."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(work, *arguments).result()
 
-    def choose(self, *files: Path) -> None:
-        done = int((self.find("#progress").text or "0").split()[0])
-        self.find("#files").send_keys("\n".join(map(str, files)))
-        expected = f"{done + len(files)} of"
-        self.until(lambda: self.find("#progress").text.startswith(expected), "all uploads answered")
 
-    def complaints(self) -> list[str]:
-        """What the browser logged, apart from what the tests themselves provoke."""
-        provoked = ("the server responded", "getImageData")
-        messages = [entry["message"] for entry in self.get_log("browser")]
-        return [message for message in messages if not any(words in message for words in provoked)]
+def register(page: Page) -> str:
+    """Register by the page; returns the address."""
+    email = new_email()
+    page.goto("/register")
+    page.locator("#email").fill(email)
+    page.locator("#password").fill(PASSWORD)
+    page.locator("#password").press("Enter")
+    page.wait_for_url("**/upload")
+    return email
 
-    def pixel(self, x: float, y: float) -> list[int]:
-        """RGBA of the overlay canvas at fractions of its size."""
-        script = """
-            const canvas = document.querySelector(".overlay-canvas");
-            const at = [arguments[0] * canvas.width, arguments[1] * canvas.height].map(Math.floor);
-            return Array.from(canvas.getContext("2d").getImageData(...at, 1, 1).data);"""
-        return list(self.execute_script(script, x, y))
+
+def choose(page: Page, *files: Path) -> None:
+    """Choose files on the upload page and wait until each has its answer."""
+    progress = page.locator("#progress")
+    done = int((progress.text_content() or "0").split()[0])
+    page.set_input_files("#files", files)
+    expect(progress).to_have_text(re.compile(rf"^{done + len(files)} \w+ \d+ "))
+
+
+def overlay_canvas(page: Page) -> None:
+    """Wait for the activation map to be drawn."""
+    expect(page.locator(".overlay-canvas")).to_be_visible()
+
+
+def pixel(page: Page, x: float, y: float) -> list[int]:
+    """RGBA of the overlay canvas at fractions of its size."""
+    script = """([x, y]) => {
+        const canvas = document.querySelector(".overlay-canvas");
+        const at = [x * canvas.width, y * canvas.height].map(Math.floor);
+        return Array.from(canvas.getContext("2d").getImageData(...at, 1, 1).data);
+    }"""
+    return list(page.evaluate(script, [x, y]))
+
+
+def sideways(page: Page) -> int:
+    """By how many pixels the page is wider than the window."""
+    return int(page.evaluate("document.documentElement.scrollWidth - innerWidth"))

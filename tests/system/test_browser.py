@@ -3,50 +3,54 @@
 from __future__ import annotations
 
 import signal
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from selenium.webdriver.common.by import By
+from playwright.sync_api import Browser, Page, expect
 
-from tests.chromium import Chromium, needs_chromium
+from tests.chromium import choose, launched, needs_chromium, overlay_canvas, pixel, register, visitor
 from tests.system.stack import Stack
 
 pytestmark = needs_chromium
 
 
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    with launched() as browser:
+        yield browser
+
+
 @pytest.fixture
-def browser(stack: Stack) -> Iterator[Chromium]:
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        chromium = Chromium(stack.url, profile)
-        yield chromium
-        chromium.quit()
+def page(stack: Stack, chromium: Browser) -> Iterator[Page]:
+    with visitor(chromium, stack.url) as page:
+        yield page
 
 
-def test_register_upload_result_overlay_history(browser: Chromium, samples: Path) -> None:
-    browser.register()
-    browser.choose(samples / "sample-003.jpg")
-    browser.until(lambda: browser.count(".result-figures .bars > div") == 4, "the four columns are drawn")
-    browser.find(".overlay-canvas:not([hidden])")
-    assert browser.pixel(0.5, 0.5)[3] == 255
-    shown = browser.find(".result-figures").text
+def test_register_upload_result_overlay_history(page: Page, samples: Path) -> None:
+    register(page)
+    choose(page, samples / "sample-003.jpg")
+    expect(page.locator(".result-figures .bars > div")).to_have_count(4)
+    overlay_canvas(page)
+    assert pixel(page, 0.5, 0.5)[3] == 255
+    figures = page.locator(".result-figures")
+    shown = figures.inner_text()
     assert "melanoma" in shown.lower()
     assert "%" in shown
-    browser.open("/history")
-    assert "sample-003.jpg" in browser.find("tbody tr").text
-    browser.find("tbody th a").click()
-    assert browser.find(".result-figures").text == shown, "the stored result reads as it did"
-    assert browser.complaints() == []
+    page.goto("/history")
+    expect(page.locator("table.history tbody tr")).to_contain_text("sample-003.jpg")
+    page.locator("tbody th a").click()
+    expect(figures).to_be_visible()
+    assert figures.inner_text() == shown, "the stored result reads as it did"
 
 
-def test_while_triton_is_away_the_page_says_so_and_then_goes_on(browser: Chromium, stack: Stack, samples: Path) -> None:
-    browser.register()
-    banner = browser.find("#not-ready")
-    assert not banner.is_displayed()
+def test_while_triton_is_away_the_page_says_so_and_then_goes_on(page: Page, stack: Stack, samples: Path) -> None:
+    register(page)
+    banner = page.locator("#not-ready")
+    expect(banner).to_be_hidden()
     stack.triton().send_signal(signal.SIGKILL)
-    browser.open("/upload")
+    page.goto("/upload")
     stack.wait_for(200, 30)
-    browser.until(lambda: not browser.find("#not-ready").is_displayed(), "the banner to go")
-    browser.choose(samples / "sample-004.jpg")
-    assert "Melanoma" in browser.find_element(By.CSS_SELECTOR, ".item-status").text
+    expect(banner).to_be_hidden()
+    choose(page, samples / "sample-004.jpg")
+    expect(page.locator(".item-status")).to_contain_text("Melanoma")
