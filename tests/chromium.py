@@ -40,8 +40,8 @@ def launched() -> Iterator[Browser]:
 @contextmanager
 def visitor(browser: Browser, url: str, **options: Any) -> Iterator[Page]:
     """A page of somebody who was never here; a script that fails or is forbidden on the way fails the test."""
-    options = {"base_url": url, "viewport": {"width": 1280, "height": 900}, "locale": "en", **options}
-    context = browser.new_context(**options)
+    usual = {"base_url": url, "viewport": {"width": 1280, "height": 900}, "locale": "en", "reduced_motion": "reduce"}
+    context = browser.new_context(**{**usual, **options})
     context.set_default_timeout(PATIENCE_MS)
     complaints: list[str] = []
 
