@@ -22,6 +22,7 @@ const fields = { "X-Lesion": "lesion", "X-Body-Site": "body_site", "X-Note": "no
 const progress = document.getElementById("progress");
 const maxBytes = Number(form.dataset.maxBytes);
 const waiting = [];
+let drawn = Promise.resolve(); // previews come one after the other: decoded photographs are large
 let running = 0, total = 0, finished = 0;
 
 input.addEventListener("change", () => {
@@ -84,9 +85,13 @@ function say(key, values = {}) {
   return (WORDS[key] ?? WORDS.failed).replace(/\{(\w+)\}/g, (_, name) => values[name]);
 }
 
+/** A share (0…1) as the pages write it: never rounded to a certainty that the model does not have. */
 function percent(share) {
-  const shown = new Intl.NumberFormat(document.documentElement.lang, { minimumFractionDigits: 1, maximumFractionDigits: 1 });
-  return `${shown.format(100 * share)}\u00a0%`;
+  const digits = new Intl.NumberFormat(document.documentElement.lang, { minimumFractionDigits: 1, maximumFractionDigits: 1 });
+  const shown = (value) => `${digits.format(100 * value)}\u00a0%`;
+  if (share > 0 && share < 0.001) return `<\u00a0${shown(0.001)}`;
+  if (share > 0.999 && share < 1) return `>\u00a0${shown(0.999)}`;
+  return shown(share);
 }
 
 function megabytes(bytes) {
@@ -117,7 +122,7 @@ class Item {
     this.cancel.addEventListener("click", () => this.abort());
     this.status.textContent = say("waiting");
     items.prepend(this.element);
-    this.drawThumb();
+    drawn = drawn.then(() => this.drawThumb());
   }
 
   async drawThumb() {
