@@ -49,6 +49,32 @@ def flag_words(flag: str) -> str:
     return _FLAG_WORDS.get(flag, flag.replace("_", " "))
 
 
+# The first that fits: browsers claim to be others as well.
+_BROWSERS: Final = (
+    ("Edg", "Edge"),
+    ("OPR/", "Opera"),
+    ("Firefox/", "Firefox"),
+    ("Chrome/", "Chrome"),
+    ("Safari/", "Safari"),
+)
+_SYSTEMS: Final = (
+    ("iPhone", "iPhone"),
+    ("iPad", "iPad"),
+    ("Android", "Android"),
+    ("Windows", "Windows"),
+    ("Mac OS X", "macOS"),
+    ("CrOS", "ChromeOS"),
+    ("Linux", "Linux"),
+)
+
+
+def browser_name(agent: str) -> str:
+    """“Firefox, Windows” for what a browser calls itself (User-Agent); what is no browser is shown as it is."""
+    browser = next((name for mark, name in _BROWSERS if mark in agent), None)
+    system = next((name for mark, name in _SYSTEMS if mark in agent), None)
+    return ", ".join(name for name in (browser, system) if name) if browser else agent
+
+
 def code(text: str) -> Markup:
     """Text in which `words in backticks` are code, as in the API's description."""
     parts = escape(text).split("`")
@@ -75,6 +101,7 @@ def _environment(language: str) -> Environment:
         "data_name": data_name,
         "measure_name": measure_name,
         "flag_words": flag_words,
+        "browser_name": browser_name,
         "code": code,
         "said": i18n.translations(language).gettext,
     }

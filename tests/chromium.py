@@ -102,5 +102,12 @@ def pixel(page: Page, x: float, y: float) -> list[int]:
 
 
 def sideways(page: Page) -> int:
-    """By how many pixels the page is wider than the window."""
-    return int(page.evaluate("document.documentElement.scrollWidth - innerWidth"))
+    """By how many pixels something is wider than the window, or than the column that it stands in."""
+    script = """() => {
+        const main = document.querySelector("main");
+        const end = main.getBoundingClientRect().right - parseFloat(getComputedStyle(main).paddingRight);
+        const parts = [...main.querySelectorAll("table, form, .card")].filter((one) => !one.closest(".scroll"));
+        const over = parts.map((one) => Math.floor(one.getBoundingClientRect().right - end));
+        return Math.max(0, document.documentElement.scrollWidth - innerWidth, ...over);
+    }"""
+    return int(page.evaluate(script))
