@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import asyncpg
 from alembic import command
 from alembic.config import Config
+from alembic.script import ScriptDirectory
 from sqlalchemy import ClauseElement, Connection, text
 from sqlalchemy.dialects.postgresql.asyncpg import dialect
 from sqlalchemy.engine import URL, make_url
@@ -167,6 +169,8 @@ class Database:
         async with self.transaction() as session:
             if await session.scalar(text("SELECT to_regclass('alembic_version')")) is None:
                 raise DatabaseUnavailable("The database holds no schema yet.")
+            if await session.scalar(text("SELECT version_num FROM alembic_version")) != _newest():
+                raise DatabaseUnavailable("The database holds another version's schema: run `dermserve admin migrate`.")
 
     async def close(self) -> None:
         await (await self._direct).close()
@@ -187,6 +191,13 @@ def _passing(error: Exception) -> bool:
         return True
     cause = error.orig if isinstance(error, DBAPIError) else error
     return str(getattr(cause, "sqlstate", None) or "").startswith(_PASSING_SQLSTATES)
+
+
+@cache
+def _newest() -> str | None:
+    config = Config()
+    config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
+    return ScriptDirectory.from_config(config).get_current_head()
 
 
 def migrate(url: str) -> None:

@@ -11,7 +11,7 @@ from datetime import UTC, date, datetime, time, timedelta
 from typing import Any, Final, Literal, get_args
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, and_, delete, func, literal_column, or_, select, tuple_, update
+from sqlalchemy import ColumnElement, and_, case, delete, func, literal_column, or_, select, tuple_, update
 
 from dermserve.errors import NotFound, RequestInvalid
 from frontend import audit
@@ -31,7 +31,9 @@ _CURSORS: Final = {
     "oldest": struct.Struct(">q16s"),
     "melanoma": struct.Struct(">f16s"),
 }
-_MELANOMA: Final = Prediction.probabilities[4]
+_MELANOMA: Final = case(
+    (Prediction.abstained, -1.0), else_=Prediction.probabilities[4]
+)  # what means nothing comes last
 _SEARCH_MAX: Final = 100
 
 
@@ -79,7 +81,7 @@ class Filter:
             )
         if self.since is not None:
             found.append(Prediction.created_at >= datetime.combine(self.since, time(), UTC))
-        if self.until is not None:
+        if self.until is not None and self.until < date.max:
             found.append(Prediction.created_at < datetime.combine(self.until, time(), UTC) + timedelta(days=1))
         if self.lesion is not None:
             found.append(Prediction.lesion_id == self.lesion)
@@ -144,10 +146,14 @@ class History:
         Raises:
             NotFound: there is no such result that this caller may change.
         """
+        mine = (Prediction.id == prediction_id, visible_to(Prediction, caller.user_id))
+        async with self._database.transaction() as session:
+            if await session.scalar(select(Prediction.id).where(*mine)) is None:
+                raise NotFound("There is no such result.")
         lesion = await self._lesions.ensure(caller, context.lesion, context.body_site) if context.lesion else None
         query = (
             update(Prediction)
-            .where(Prediction.id == prediction_id, visible_to(Prediction, caller.user_id))
+            .where(*mine)
             .values(lesion_id=lesion, body_site=context.body_site, note=context.note)
             .returning(Prediction.id)
         )
@@ -229,7 +235,8 @@ class History:
 
 
 def _write_cursor(last: Prediction, sort: Sort) -> str:
-    key = last.probabilities[3] if sort == "melanoma" else (last.created_at - _EPOCH) // _MICROSECOND
+    melanoma = -1.0 if last.abstained else last.probabilities[3]
+    key = melanoma if sort == "melanoma" else (last.created_at - _EPOCH) // _MICROSECOND
     return base64.urlsafe_b64encode(_CURSORS[sort].pack(key, last.id.bytes)).decode()
 
 

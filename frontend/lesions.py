@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -188,7 +189,7 @@ class Lesions:
 
 
 def _text(value: str | None, what: str, longest: int) -> str | None:
-    text = " ".join((value or "").split())
+    text = " ".join(unicodedata.normalize("NFC", value or "").split())
     if len(text) > longest or not text.isprintable():
         raise RequestInvalid(f"The {what} has at most {longest} characters, all of them printable.")
     return text or None

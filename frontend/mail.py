@@ -7,6 +7,7 @@ import logging
 import os
 import smtplib
 import ssl
+from concurrent.futures import ThreadPoolExecutor
 from email.message import EmailMessage
 from typing import Final
 from urllib.parse import unquote, urlsplit
@@ -33,6 +34,8 @@ class Mailer:
                 in mail can lead to.
         """
         self._sender = settings.mail_from
+        # Of its own: a mail server that hangs must not take the threads in which passwords and images are checked.
+        self._postman = ThreadPoolExecutor(1, thread_name_prefix="mail")
         self._file = settings.state_dir / LOG_FILE
         self._server = urlsplit(settings.smtp_url.get_secret_value()) if settings.smtp_url else None
         if self._server is not None and (self._server.scheme not in _PORTS or not self._server.hostname):
@@ -49,7 +52,7 @@ class Mailer:
         message.set_content(text)
         try:
             async with self._gate:
-                await asyncio.to_thread(self._deliver, message)
+                await asyncio.get_running_loop().run_in_executor(self._postman, self._deliver, message)
         except (OSError, smtplib.SMTPException) as error:
             _log.error("a mail could not be sent: %s", type(error).__name__)
 

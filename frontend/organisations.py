@@ -87,7 +87,7 @@ class Organisations:
     async def members(self, admin: Caller, *, search: str = "", limit: int = 100) -> Sequence[User]:
         """Accounts whose address holds `search`, by address."""
         admin.require(Permission.MANAGE_MEMBERS)
-        query = select(User).where(User.email.contains(search.strip().lower(), autoescape=True))
+        query = select(User).where(User.email.contains(search.replace("\0", "").strip().lower(), autoescape=True))
         async with self._database.transaction() as session:
             return (await session.scalars(query.order_by(User.email).limit(limit))).all()
 

@@ -13,13 +13,14 @@ from datetime import datetime
 from typing import Any, Final, NamedTuple, Protocol
 from uuid import UUID, uuid4
 
+import asyncpg
 import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import bindparam, select
 from sqlalchemy.dialects.postgresql import insert
 
 from dermserve import image, labels
-from dermserve.errors import IdempotencyConflict, InferenceUnavailable
+from dermserve.errors import IdempotencyConflict, InferenceUnavailable, Unauthenticated
 from dermserve.model_card import ModelCard
 from frontend.access import Caller
 from frontend.database import Database, Statement
@@ -167,7 +168,13 @@ class Predictions:
 
     async def _store(self, caller: Caller, key: str, digest: bytes, row: dict[str, object]) -> Analysed:
         while True:
-            created_at = await self._store_in_group(row)
+            try:
+                created_at = await self._store_in_group(row)
+            except asyncpg.ForeignKeyViolationError as error:
+                if row["lesion_id"] is None:
+                    raise Unauthenticated("This account was deleted.") from error
+                row = row | {"lesion_id": None}  # the lesion was deleted meanwhile; the result is not lost for that
+                continue
             if created_at is not None:
                 return Analysed(Prediction(**row, created_at=created_at), created=True)
             # Somebody else sent the same key meanwhile; unless that row was deleted since, it is the answer.

@@ -58,4 +58,6 @@ async def expire_for_ever(database: Database) -> None:
             await expire(database)
         except DermserveError as error:
             _log.warning("expired results stay for now: %s", error.code)
+        except Exception:
+            _log.exception("expired results stay for now")  # whatever it was, the next hour must try again
         await asyncio.sleep(_EVERY_S)

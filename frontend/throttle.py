@@ -6,12 +6,14 @@ in one process only would be as many limits as there are processes.
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import math
 import time
 from datetime import UTC, datetime
 from typing import Final
 from uuid import UUID
+from weakref import WeakValueDictionary
 
 from limits import RateLimitItem, RateLimitItemPerHour, RateLimitItemPerMinute
 from limits.aio.storage import Storage
@@ -33,6 +35,7 @@ _CODES: Final = RateLimitItemPerMinute(10, 15)
 _FAILURES: Final = RateLimitItemPerMinute(200, 15)
 _RESETS: Final = RateLimitItemPerHour(5)  # mails to one account: further ones would only bury a link that is still good
 _RESETS_ASKED: Final = RateLimitItemPerHour(60)
+_LEASES_MAX: Final = 10_000
 _LEASES: Final = 60  # of a minute's images: a process asks the database this often, not for every image
 
 
@@ -48,6 +51,7 @@ class Throttle:
         self._registrations = RateLimitItemPerMinute(registrations)
         self._lease = max(1, images // _LEASES)
         self._leased: dict[UUID, tuple[float, int]] = {}
+        self._leasing: WeakValueDictionary[UUID, asyncio.Lock] = WeakValueDictionary()
 
     async def before_login(self, address: str, email: str) -> None:
         """Count an attempt before the password is looked at, so that parallel guesses count, too.
@@ -114,14 +118,25 @@ class Throttle:
             RateLimited: too many within this minute.
         """
         sender = caller.key_id or caller.user_id
+        if not self._use_lease(sender):
+            # One asks for all who come at the same moment, or each would take a lease of its own.
+            async with self._leasing.setdefault(sender, asyncio.Lock()):
+                if not self._use_lease(sender):
+                    await self._lease_more(sender)
+
+    def _use_lease(self, sender: UUID) -> bool:
         ends, left = self._leased.get(sender, (0.0, 0))
         if left == 0 or time.time() >= ends:
-            await self._hit(self._images, "images", str(sender), cost=self._lease)
-            window = await self._limiter.get_window_stats(self._images, "images", str(sender))
-            ends, left = window.reset_time, self._lease
-            if len(self._leased) > 10_000:
-                self._leased = {one: lease for one, lease in self._leased.items() if lease[0] > time.time()}
+            return False
         self._leased[sender] = (ends, left - 1)
+        return True
+
+    async def _lease_more(self, sender: UUID) -> None:
+        await self._hit(self._images, "images", str(sender), cost=self._lease)
+        window = await self._limiter.get_window_stats(self._images, "images", str(sender))
+        if len(self._leased) > _LEASES_MAX:
+            self._leased = {one: lease for one, lease in self._leased.items() if lease[0] > time.time()}
+        self._leased[sender] = (window.reset_time, self._lease - 1)
 
     async def _hit(self, item: RateLimitItem, *identifiers: str, cost: int = 1) -> None:
         if not await self._limiter.hit(item, *identifiers, cost=cost):

@@ -17,11 +17,13 @@ from typing import Final
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from dermserve.errors import StartupError
 from dermserve.settings import Settings
 
 KEY_FILE: Final = "secret.key"
 _NONCE: Final = 12  # bytes, as GCM wants it
 _TIME: Final = 8
+_KEY_MIN: Final = 32  # characters
 
 
 class Vault:
@@ -54,12 +56,29 @@ class Vault:
 
 
 def _kept(path: Path) -> str:
-    """The key in a file that only its owner reads; whoever of several processes comes first makes it."""
+    """The key in a file that only its owner reads; whoever of several processes comes first makes it.
+
+    Raises:
+        StartupError: the file holds no key, as a power cut may leave it; an empty key would open for everybody.
+    """
+    if not path.exists():
+        _make(path)
+    key = path.read_text()
+    if len(key) < _KEY_MIN:
+        raise StartupError(f"{path} holds no key. Restore it from a backup, or delete it: second factors end with it.")
+    return key
+
+
+def _make(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
-    fresh.touch(mode=0o600)
-    fresh.write_text(secrets.token_urlsafe(32))
-    with suppress(FileExistsError):
-        os.link(fresh, path)  # unlike a rename it never replaces the key of another process
-    fresh.unlink()
-    return path.read_text()
+    try:
+        fresh.touch(mode=0o600)
+        with fresh.open("w") as file:
+            file.write(secrets.token_urlsafe(32))
+            file.flush()
+            os.fsync(file.fileno())
+        with suppress(FileExistsError):
+            os.link(fresh, path)  # unlike a rename it never replaces the key of another process
+    finally:
+        fresh.unlink(missing_ok=True)

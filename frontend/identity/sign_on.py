@@ -6,13 +6,12 @@ for the ten minutes of a login, so that nothing has to be stored for strangers.
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Final, NamedTuple
 
 import httpx2
-from authlib.integrations.base_client import OAuthError
 from authlib.integrations.starlette_client import OAuth
-from joserfc.errors import JoseError
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -23,6 +22,7 @@ from frontend.vault import Vault
 _COOKIE: Final = "derm_sign_on"
 PATH: Final = "/login/sign-on"
 _LIFETIME_S: Final = 600
+_PATIENCE_S: Final = 15.0
 _PURPOSE: Final = "sign-on"
 # Signatures by a key that only the sign-on has; "none", and HMAC with our own secret, would prove nothing.
 _ALGORITHMS: Final = frozenset(f"{kind}{bits}" for kind in ("RS", "PS", "ES") for bits in (256, 384, 512)) | {"EdDSA"}
@@ -68,9 +68,11 @@ class SignOn:
         """
         request.scope["session"] = {}
         try:
-            await self._check_provider()
-            response: Response = await self._client.authorize_redirect(request, callback)
-        except (httpx2.HTTPError, OAuthError, JoseError, ValueError) as error:
+            async with asyncio.timeout(_PATIENCE_S):
+                await self._check_provider()
+                response: Response = await self._client.authorize_redirect(request, callback)
+        except Exception as error:  # whatever another server's answer breaks in the library
+            self._client.server_metadata.clear()  # or it would be remembered until the next start
             raise Unavailable("The sign-on is not answering. Please try again later.", retry_after=30) from error
         content = json.dumps({"session": request.scope["session"], "target": target}).encode()
         sealed = self._vault.seal(content, _PURPOSE, lifetime_s=_LIFETIME_S)
@@ -113,11 +115,12 @@ class SignOn:
             raise Unauthenticated("This login took too long, or was begun in another browser. Please try again.")
         request.scope["session"] = kept["session"]
         try:
-            await self._check_provider()
-            claims = (await self._client.authorize_access_token(request, claims_options=self._claims))["userinfo"]
-        except httpx2.HTTPError as error:
+            async with asyncio.timeout(_PATIENCE_S):
+                await self._check_provider()
+                claims = (await self._client.authorize_access_token(request, claims_options=self._claims))["userinfo"]
+        except (httpx2.HTTPError, TimeoutError) as error:
             raise Unavailable("The sign-on is not answering. Please try again later.", retry_after=30) from error
-        except (OAuthError, JoseError, KeyError, ValueError) as error:
+        except Exception as error:
             raise Unauthenticated("The sign-on did not confirm who you are. Please try again.") from error
         if not claims.get("email") or claims.get("email_verified") is False:
             raise Unauthenticated("The sign-on gave no confirmed e-mail address.")

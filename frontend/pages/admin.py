@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Annotated, Final
 from uuid import UUID
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from starlette.responses import RedirectResponse
 
 from dermserve.errors import Conflict, DermserveError, NotFound, RequestInvalid
@@ -16,6 +16,7 @@ from frontend.pages.rendering import page
 
 router = APIRouter(prefix="/admin", include_in_schema=False)
 _PER_PAGE: Final = 100
+Before = Annotated[int | None, Query(ge=1, le=2**62)]
 
 
 @router.get("")
@@ -71,7 +72,11 @@ async def change_member(
 
 @router.get("/audit")
 async def audit_page(
-    request: Request, services: ServicesDep, visit: VisitDep, user: UserDep, before: int | None = None
+    request: Request,
+    services: ServicesDep,
+    visit: VisitDep,
+    user: UserDep,
+    before: Before = None,
 ) -> Response:
     """The audit, newest first."""
     entries = await services.organisations.audit(user, before=before, limit=_PER_PAGE)

@@ -202,7 +202,8 @@ async def _csv(services: Services, user: Caller, wanted: Filter) -> AsyncIterato
     async for row in services.history.all(user, wanted=wanted):
         at = row.created_at.astimezone(UTC).isoformat(timespec="seconds")
         lesion = names.get(row.lesion_id, "") if row.lesion_id else ""
-        figures = (f"{value:.6f}" for value in row.probabilities)
+        # An abstained row has no figures: out of their page nothing would say that they mean nothing.
+        figures = ("" if row.abstained else f"{value:.6f}" for value in row.probabilities)
         writer.writerow([plain_text(row.filename or str(row.id)), *figures, at, plain_text(lesion)])
         yield buffer.getvalue()
         buffer.seek(0)

@@ -185,7 +185,7 @@ class Item {
           // A proxy's page in place of our answer; the status is all there is.
         }
         resolve({
-          ok: request.status === 200 || request.status === 201,
+          ok: (request.status === 200 || request.status === 201) && Boolean(body.id),
           body,
           code: body.code ?? "network",
           detail: body.detail ?? "",
