@@ -12,7 +12,7 @@ from dermserve.errors import DermserveError
 from frontend import audit
 from frontend.audit import Action
 from frontend.database import Database
-from frontend.models import Organisation, Prediction, User
+from frontend.models import Lesion, Organisation, Prediction, User
 
 _EVERY_S: Final = 3600.0
 _LOCK: Final = 0x72656170  # "reap": one process at a time is enough
@@ -21,13 +21,17 @@ _log = logging.getLogger(__name__)
 
 
 async def expire(database: Database) -> int:
-    """Delete every result that is older than its owner's organisation keeps them; returns how many."""
+    """Delete every result that is older than its owner's organisation keeps them; returns how many.
+
+    Lesions as old go with their last result: their names are what somebody wrote about a patient.
+    """
     async with database.transaction() as session:
         limited = (await session.scalars(select(Organisation).where(Organisation.retention_days.is_not(None)))).all()
     total = 0
     for organisation in limited:
         while (deleted := await _expire_step(database, organisation)) > 0:
             total += deleted
+        await _expire_lesions(database, organisation)
     return total
 
 
@@ -49,6 +53,17 @@ async def _expire_step(database: Database, organisation: Organisation) -> int:
         if deleted:
             await audit.append(session, Action.RESULTS_EXPIRED, actor=None, about=f"{organisation.id} {deleted}")
     return deleted
+
+
+async def _expire_lesions(database: Database, organisation: Organisation) -> None:
+    owners = select(User.id).where(User.organisation_id == organisation.id)
+    query = delete(Lesion).where(
+        Lesion.owner_id.in_(owners),
+        Lesion.created_at < func.now() - func.make_interval(0, 0, 0, organisation.retention_days),
+        ~select(Prediction.id).where(Prediction.lesion_id == Lesion.id).exists(),
+    )
+    async with database.transaction() as session:
+        await session.execute(query)
 
 
 async def expire_for_ever(database: Database) -> None:

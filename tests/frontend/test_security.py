@@ -16,8 +16,10 @@ from pydantic import SecretStr
 
 from dermserve.errors import RequestInvalid, StartupError
 from dermserve.settings import Settings
+from frontend.database import Database
 from frontend.identity import passwords
 from frontend.mail import LOG_FILE, Mailer
+from frontend.retention import expire
 from tests.frontend.browsing import Browser
 from tests.frontend.conftest import PASSWORD, Cluster, Server, new_email
 from tests.frontend.test_identity import NEW, again, code, execute, letters, mailed_link, second_step
@@ -260,3 +262,33 @@ def test_log_of_the_database_names_nobody(
     written = cluster.log.read_text()
     assert "database system is ready" in written
     assert not [secret for secret in (member.email, "arm of A") if secret in written]
+
+
+def test_names_of_lesions_are_kept_no_longer_than_results(
+    start: Callable[..., Server], cluster: Cluster, jpegs: list[bytes]
+) -> None:
+    server = start(database_url=cluster.create())
+    inside, outside = Browser(server.url), Browser(server.url)
+    for browser in (inside, outside):
+        browser.register()
+        for number, lesion in enumerate(("old", "seen again", "new")):
+            result = browser.upload(jpegs[number]).json()["id"]
+            browser.post(f"/predictions/{result}/context", page="/profile", lesion=lesion)
+    hospital = "INSERT INTO organisations (id, name, retention_days) VALUES (gen_random_uuid(), 'A', 30) RETURNING id"
+    [row] = execute(server, hospital)
+    execute(server, "UPDATE users SET organisation_id = $1 WHERE email = $2", row["id"], inside.email)
+    execute(server, "UPDATE lesions SET created_at = now() - interval '31 days' WHERE name != 'new'")
+    named = "(SELECT id FROM lesions WHERE name IN ('old', 'new'))"
+    execute(server, f"UPDATE predictions SET created_at = now() - interval '31 days' WHERE lesion_id IN {named}")
+
+    async def run() -> int:
+        database = Database(str(server.settings.database_url))
+        try:
+            return await expire(database)
+        finally:
+            await database.close()
+
+    assert asyncio.run(run()) == 2
+    left = "SELECT name FROM lesions JOIN users ON users.id = owner_id WHERE email = $1 ORDER BY name"
+    assert [row["name"] for row in execute(server, left, inside.email)] == ["new", "seen again"]
+    assert len(execute(server, left, outside.email)) == 3
