@@ -18,7 +18,7 @@ from enum import StrEnum
 from typing import Final
 from uuid import UUID
 
-from sqlalchemy import func, select
+from sqlalchemy import ColumnElement, func, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from frontend.database import Database
@@ -100,10 +100,18 @@ async def verify(database: Database, *, count: int | None = None, head: str | No
     return Verdict(whole, previous.hex())
 
 
-async def _entries(database: Database) -> AsyncIterator[AuditEntry]:
+async def of_account(database: Database, user_id: UUID) -> AsyncIterator[AuditEntry]:
+    """What an account did and what was done to it, oldest first."""
+    about = or_(AuditEntry.actor == user_id, AuditEntry.object == str(user_id))
+    async for entry in _entries(database, about):
+        yield entry
+
+
+async def _entries(database: Database, *conditions: ColumnElement[bool]) -> AsyncIterator[AuditEntry]:
     after = 0
     while True:
-        query = select(AuditEntry).where(AuditEntry.number > after).order_by(AuditEntry.number).limit(_STEP)
+        wanted = select(AuditEntry).where(AuditEntry.number > after, *conditions)
+        query = wanted.order_by(AuditEntry.number).limit(_STEP)
         async with database.transaction() as session:
             rows = (await session.scalars(query)).all()
         for row in rows:

@@ -16,6 +16,7 @@ from frontend.audit import Action
 from frontend.dependencies import FormDep, Services, ServicesDep, UserDep, Visit, VisitDep
 from frontend.identity import passwords
 from frontend.identity.tokens import fingerprint
+from frontend.models import ApiKey
 from frontend.pages.rendering import page
 from frontend.pages.streams import streamed
 from frontend.schemas import Result
@@ -136,13 +137,14 @@ async def _export(services: Services, user: Caller) -> AsyncIterator[str]:
             "created_at": account.created_at.isoformat(),
             "second_factor_since": account.totp_since.isoformat() if account.totp_since else None,
             "sign_on": account.issuer,
+            "name_at_sign_on": account.subject,
         },
         "sessions": [
             {"created_at": one.created_at.isoformat(), "expires_at": one.expires_at.isoformat(), "agent": one.agent}
             for one in await services.sessions.all(user)
         ],
         "api_keys": [
-            {"name": one.name, "begins_with": one.hint, "scopes": one.scopes, "created_at": one.created_at.isoformat()}
+            {"name": one.name, "begins_with": one.hint, "scopes": one.scopes} | _times(one)
             for one in await services.keys.all(user.user_id)
         ],
         "lesions": [
@@ -157,7 +159,18 @@ async def _export(services: Services, user: Caller) -> AsyncIterator[str]:
         entry = {"filename": row.filename, **Result.of(row, cam=True, lesions=names).model_dump(mode="json")}
         yield ("" if first else ",") + "\n" + json.dumps(entry, ensure_ascii=False)
         first = False
+    yield '\n], "audit": ['
+    first = True
+    async for noted in audit.of_account(services.database, user.user_id):
+        line = {"at": noted.at.isoformat(), "action": noted.action, "object": noted.object}
+        yield ("" if first else ",") + "\n" + json.dumps(line)
+        first = False
     yield "\n]}\n"
+
+
+def _times(key: ApiKey) -> dict[str, str | None]:
+    times = {name: getattr(key, name) for name in ("created_at", "expires_at", "last_used_at", "revoked_at")}
+    return {name: at.isoformat() if at else None for name, at in times.items()}
 
 
 async def _profile(

@@ -231,6 +231,10 @@ def test_everything_held_about_a_user(member: Browser, jpegs: list[bytes]) -> No
     assert (result["filename"], result["id"], result["context"]["note"]) == ("one.jpg", first["id"], "seen twice")
     assert result["context"]["lesion"] == "left arm"
     assert len(result["cam"]["values"]) == 10
+    done = [row["action"] for row in document["audit"]]
+    assert done[0] == "account.registered"
+    assert {"result.changed", "key.created", "account.exported"} <= set(done)
+    assert document["api_keys"][0].keys() >= {"expires_at", "last_used_at"}
 
 
 def test_deleted_account_leaves_only_nameless_audit_rows(member: Browser, server: Server, jpegs: list[bytes]) -> None:
