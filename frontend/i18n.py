@@ -23,6 +23,7 @@ from babel.support import NullTranslations, Translations
 LANGUAGES: Final = ("en", "es", "ca")
 COOKIE: Final = "derm_language"
 """Holds the choice of a visitor; without it the browser's own preference counts."""
+COOKIE_BEHIND_TLS: Final = f"__Host-{COOKIE}"
 _FOLDER: Final = Path(__file__).with_name("locale")
 
 

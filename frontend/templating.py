@@ -115,7 +115,8 @@ def _environment(language: str) -> Environment:
 
 def language_of(request: Request) -> str:
     """The language in which this visitor reads."""
-    return i18n.chosen(request.cookies.get(i18n.COOKIE), request.headers.get("accept-language", ""))
+    kept = request.cookies.get(i18n.COOKIE_BEHIND_TLS, request.cookies.get(i18n.COOKIE))
+    return i18n.chosen(kept, request.headers.get("accept-language", ""))
 
 
 def render(

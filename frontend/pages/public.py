@@ -65,7 +65,8 @@ async def choose_language(language: str, services: ServicesDep, next: str = "/")
         raise NotFound
     response = RedirectResponse(local(next, "/"), 303)
     secure = services.cookie.secure
-    response.set_cookie(i18n.COOKIE, language, max_age=_YEAR_S, secure=secure, httponly=True, samesite="lax")
+    name = i18n.COOKIE_BEHIND_TLS if secure else i18n.COOKIE
+    response.set_cookie(name, language, max_age=_YEAR_S, secure=secure, httponly=True, samesite="lax")
     return response
 
 

@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import socket
-import ssl
-import subprocess
-import threading
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 
 import httpx
 import pytest
-from pydantic import SecretStr
 
-from dermserve.errors import RequestInvalid, StartupError
-from dermserve.settings import Settings
+from dermserve.errors import RequestInvalid
 from frontend.database import Database
 from frontend.identity import passwords
-from frontend.mail import LOG_FILE, Mailer
+from frontend.mail import LOG_FILE
 from frontend.retention import expire
 from tests.frontend.browsing import Browser
 from tests.frontend.conftest import PASSWORD, Cluster, Server, new_email
@@ -45,69 +38,6 @@ def test_mailed_link_leads_here_whatever_the_request_calls_the_server(member: Br
     text = (server.settings.state_dir / LOG_FILE).read_text()
     assert EVIL not in text
     assert f"{server.url}/reset#" in text
-
-
-def test_no_mail_server_without_an_address_for_its_links() -> None:
-    with pytest.raises(StartupError, match="DERMSERVE_PUBLIC_URL"):
-        Mailer(Settings(smtp_url=SecretStr("smtp://mail.example")))
-
-
-class MailServer:
-    """Speaks just enough SMTP, by TLS with a certificate that nobody vouches for; keeps what reaches it."""
-
-    def __init__(self, folder: Path, *, starttls: bool) -> None:
-        key, certificate = folder / "key.pem", folder / "certificate.pem"
-        make = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-        made = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-days", "1"]
-        subprocess.run([*make, *made, "-keyout", key, "-out", certificate], check=True, capture_output=True)
-        self.certificate = certificate
-        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self._context.load_cert_chain(certificate, key)
-        self._starttls = starttls
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        scheme = "smtp+starttls" if starttls else "smtps"
-        self.url = f"{scheme}://user:secret@localhost:{self._listener.getsockname()[1]}"
-        self.received = ""
-        threading.Thread(target=self._serve, daemon=True).start()
-
-    def _serve(self) -> None:
-        connection, _ = self._listener.accept()
-        try:
-            if self._starttls:
-                self._talk(connection, until="STARTTLS")
-            self._talk(self._context.wrap_socket(connection, server_side=True), until="QUIT", greet=not self._starttls)
-        except OSError:
-            connection.close()
-
-    def _talk(self, connection: socket.socket, *, until: str, greet: bool = True) -> None:
-        lines, data = connection.makefile("r", newline="\r\n"), False
-        if greet:
-            connection.sendall(b"220 here\r\n")
-        for line in lines:
-            self.received += line
-            word = line.strip().upper()
-            data = word == "DATA" or (data and word != ".")
-            if word == "DATA" or not data:
-                extended = word.startswith("EHLO")
-                answers = b"250-here\r\n250-AUTH PLAIN\r\n250 STARTTLS\r\n" if extended else b"250 fine\r\n"
-                start = {"DATA": b"354 go on\r\n", "STARTTLS": b"220 go on\r\n"}
-                connection.sendall(b"235 in\r\n" if word.startswith("AUTH") else start.get(word, answers))
-            if word == until:
-                return
-
-
-@pytest.mark.parametrize("starttls", [True, False])
-@pytest.mark.parametrize("vouched", [True, False])
-def test_mail_goes_only_to_a_server_that_proves_itself(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, starttls: bool, vouched: bool
-) -> None:
-    server = MailServer(tmp_path, starttls=starttls)
-    if vouched:
-        monkeypatch.setenv("SSL_CERT_FILE", str(server.certificate))
-    mailer = Mailer(Settings(smtp_url=SecretStr(server.url), public_url="https://derm.example"))
-    asyncio.run(mailer.send("ana@clinic.example", "A link", "https://derm.example/reset#token"))
-    assert ("reset#token" in server.received) == vouched
-    assert ("AUTH" in server.received) == vouched
 
 
 def test_session_that_stands_idle_ends(start: Callable[..., Server]) -> None:
@@ -292,3 +222,12 @@ def test_names_of_lesions_are_kept_no_longer_than_results(
     left = "SELECT name FROM lesions JOIN users ON users.id = owner_id WHERE email = $1 ORDER BY name"
     assert [row["name"] for row in execute(server, left, inside.email)] == ["new", "seen again"]
     assert len(execute(server, left, outside.email)) == 3
+
+
+def test_cookie_of_a_language_behind_tls(start: Callable[..., Server]) -> None:
+    server = start(public_url="https://derm.example")
+    cookie = httpx.get(f"{server.url}/language/ca").headers["set-cookie"]
+    assert cookie.startswith("__Host-derm_language=ca;")
+    assert all(attribute in cookie for attribute in ("Secure", "HttpOnly", "SameSite=lax", "Path=/"))
+    page = httpx.get(f"{server.url}/about", headers={"Cookie": cookie.partition(";")[0]}).text
+    assert '<html lang="ca">' in page
