@@ -11,6 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 from playwright.sync_api import Browser, Page
 
@@ -23,10 +24,11 @@ from tests.system.stack import Stack
 EMAIL = "ana@clinic.example"
 LESION_SEED = 3
 GROWTH = (1.0, 0.93, 0.86, 0.78)
-LONGEST = 1500  # pixels of a page that are shown
-COLOURS = 32
+LONGEST = 1250  # pixels of a page that are shown
+COLOURS, VIVID_COLOURS = 32, 12
+VIVID = 70  # how far apart the channels of a colour are that is kept for itself
 SCALE = 0.75  # of a page with a photograph
-JPEG_QUALITY = 72
+JPEG_QUALITY = 66
 PHONE = ("home", "upload", "result", "history", "lesion", "profile")
 
 
@@ -181,7 +183,19 @@ def save(page: Page, path: Path) -> None:
             shot = shot.resize((round(shot.width * SCALE), round(shot.height * SCALE)), Image.Resampling.LANCZOS)
         shot.save(path.with_suffix(".jpg"), quality=JPEG_QUALITY, optimize=True)
         return
-    shot.quantize(COLOURS, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(path, optimize=True)
+    shot.quantize(palette=palette(shot), dither=Image.Dither.NONE).save(path, optimize=True)
+
+
+def palette(shot: Image.Image) -> Image.Image:
+    """The colours to keep: mostly those of large areas, but warnings, which are small, keep theirs."""
+    pixels = np.asarray(shot, np.int16).reshape(-1, 3)
+    vivid = pixels[np.ptp(pixels, axis=1) > VIVID].astype(np.uint8)
+    kept = [shot.quantize(COLOURS - VIVID_COLOURS, Image.Quantize.MEDIANCUT)]
+    if len(vivid):
+        kept.append(Image.fromarray(vivid[None]).quantize(VIVID_COLOURS, Image.Quantize.MEDIANCUT))
+    colours = Image.new("P", (1, 1))
+    colours.putpalette([value for one in kept for value in (one.getpalette() or [])[: 3 * len(one.getcolors() or [])]])
+    return colours
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import pytest
 from dermserve.labels import CSV_HEADER, LEAF_NAMES
 from dermserve.model_card import Measured
 from frontend.i18n import percent as percent_in
-from frontend.templating import point_name
+from frontend.templating import browser_name, point_name
 from frontend.upload import display_name
 from tests.frontend.browsing import Browser
 from tests.frontend.conftest import Server, make_card
@@ -168,6 +168,20 @@ def test_percent_never_claims_certainty(value: float, shown: str) -> None:
 def test_point_name() -> None:
     assert point_name("specificity_80") == "80\u00a0% specificity"
     assert point_name("youden_index") == "youden index"
+
+
+@pytest.mark.parametrize(
+    ("agent", "shown"),
+    [
+        ("Mozilla/5.0 (Windows NT 10.0; Win64; x64; rv:140.0) Gecko/20100101 Firefox/140.0", "Firefox, Windows"),
+        ("Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 Chrome/140.0 Safari/537.36 Edg/140.0", "Edge, Linux"),
+        ("Mozilla/5.0 (iPhone; CPU iPhone OS 18_5 like Mac OS X) Version/18.5 Safari/604.1", "Safari, iPhone"),
+        ("python-httpx/0.28", "python-httpx/0.28"),
+        ("", ""),
+    ],
+)
+def test_sessions_are_named_by_their_browser(agent: str, shown: str) -> None:
+    assert browser_name(agent) == shown
 
 
 def test_errors_are_pages_for_people(server: Server) -> None:
