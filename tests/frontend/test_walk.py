@@ -110,6 +110,7 @@ def test_a_second_factor(page: Page, server: Server) -> None:
 
     email = register(page)
     page.goto("/profile")
+    page.locator("#offer-password").fill(PASSWORD)
     press(page, "Set up")
     expect(page.locator(".qr svg")).to_be_visible()
     page.locator("#code").fill("000000")
