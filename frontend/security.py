@@ -65,11 +65,6 @@ def is_https(settings: Settings) -> bool:
     return (settings.public_url or "").startswith("https://")
 
 
-def leave_nothing(response: Response) -> None:
-    """Let the browser forget what our scripts kept in it: images that its user wanted to see again."""
-    response.headers["Clear-Site-Data"] = '"storage"'
-
-
 def csrf_token(cookie_token: str) -> str:
     """The synchroniser token of a session.
 

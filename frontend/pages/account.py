@@ -130,7 +130,6 @@ async def log_out(services: ServicesDep, visit: VisitDep, form: FormDep) -> Resp
     await services.sessions.close(visit.token)
     response = RedirectResponse("/", 303)
     services.cookie.clear(response)
-    security.leave_nothing(response)
     return response
 
 

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request, Response
 from starlette.responses import RedirectResponse
 
 from dermserve.errors import DermserveError, Forbidden, RateLimited, RequestInvalid
-from frontend import audit, security
+from frontend import audit
 from frontend.access import Caller
 from frontend.audit import Action
 from frontend.dependencies import FormDep, Services, ServicesDep, UserDep, Visit, VisitDep
@@ -111,7 +111,6 @@ async def delete(request: Request, services: ServicesDep, visit: VisitDep, user:
     await services.users.delete(user)
     response = RedirectResponse("/", 303)
     services.cookie.clear(response)
-    security.leave_nothing(response)
     return response
 
 

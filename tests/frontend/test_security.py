@@ -143,12 +143,6 @@ def test_mailbox_is_not_filled_from_many_addresses(member: Browser) -> None:
     assert again(member).post("/forgot", email=new_email()).status_code == 200
 
 
-@pytest.mark.parametrize(("path", "page"), [("/logout", "/upload"), ("/profile/delete", "/profile")])
-def test_whoever_leaves_leaves_nothing_in_the_browser(member: Browser, path: str, page: str) -> None:
-    left = member.post(path, page=page, password=PASSWORD)
-    assert (left.status_code, left.headers["clear-site-data"]) == (303, '"storage"')
-
-
 @pytest.mark.parametrize("path", ["/v1/predictions", "/login", "/metrics"])
 def test_no_other_site_may_read_an_answer(server: Server, path: str) -> None:
     asked = {"Origin": "https://evil.example", "Access-Control-Request-Method": "POST"}
