@@ -102,6 +102,7 @@ class Postgres:
             *("-c", f"unix_socket_directories={self.sockets}"),
             *("-c", f"port={_PORT}"),
             *("-c", "max_connections=200"),
+            *("-c", "log_error_verbosity=terse"),  # details name the values that violate a constraint
             # Inside the state folder: a killed server would leave POSIX shared memory behind.
             *("-c", "dynamic_shared_memory_type=mmap"),
         ]
