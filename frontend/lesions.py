@@ -13,7 +13,7 @@ from sqlalchemy import delete, func, select, true, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import IntegrityError
 
-from dermserve.errors import Conflict, NotFound, RequestInvalid
+from dermserve.errors import Conflict, NotFound, RequestInvalid, Unauthenticated
 from frontend import audit
 from frontend.access import Caller
 from frontend.audit import Action
@@ -79,8 +79,11 @@ class Lesions:
             index_elements=[Lesion.owner_id, Lesion.name],
             set_={"body_site": func.coalesce(Lesion.body_site, new.excluded.body_site)},
         ).returning(Lesion.id)
-        async with self._database.transaction() as session:
-            return (await session.execute(query)).scalar_one()
+        try:
+            async with self._database.transaction() as session:
+                return (await session.execute(query)).scalar_one()
+        except IntegrityError as error:  # its owner went while the image was looked at
+            raise Unauthenticated("This account was deleted.") from error
 
     async def get(self, caller: Caller, lesion_id: UUID) -> Lesion:
         """One lesion.
