@@ -12,18 +12,19 @@ from sqlalchemy import delete, select
 from dermserve.errors import RequestInvalid
 from frontend.audit import Action
 from frontend.database import Database
-from frontend.models import AuditEntry, Lesion, Prediction, User
+from frontend.models import ApiKey, AuditEntry, Lesion, PasswordReset, Prediction, User, WebSession
 from frontend.retention import expire
 
-_KINDS: Final[Mapping[str, tuple[Action, type[User] | type[Prediction] | type[Lesion]]]] = {
+_KINDS: Final[Mapping[str, tuple[Action, type[User | Prediction | Lesion | ApiKey]]]] = {
     "account": (Action.ACCOUNT_DELETED, User),
     "result": (Action.RESULT_DELETED, Prediction),
     "lesion": (Action.LESION_DELETED, Lesion),
+    "key": (Action.KEY_REVOKED, ApiKey),
 }
 
 
 async def noted(database: Database, since: datetime) -> Sequence[str]:
-    """Every deletion that the audit notes since then, as lines like `account 0b7e…`, oldest first."""
+    """Every deletion and revoked key that the audit notes since then, as lines like `account 0b7e…`, oldest first."""
     kinds = {action: kind for kind, (action, _) in _KINDS.items()}
     query = (
         select(AuditEntry.action, AuditEntry.object)
@@ -37,6 +38,8 @@ async def noted(database: Database, since: datetime) -> Sequence[str]:
 async def repeat(database: Database, lines: Iterable[str]) -> int:
     """Delete what the lines name and what is too old for its organisation by now; returns how many rows were there.
 
+    Every session and mailed link of the backup ends, too: some were ended since.
+
     Raises:
         RequestInvalid: a line is not one of `noted`; nothing was deleted.
     """
@@ -46,10 +49,12 @@ async def repeat(database: Database, lines: Iterable[str]) -> int:
         for kind, row_id in wanted:
             query = delete(kind).where(kind.id == row_id).returning(kind.id)
             found += len((await session.scalars(query)).all())
+        await session.execute(delete(WebSession))
+        await session.execute(delete(PasswordReset))
     return found + await expire(database)
 
 
-def _read(line: str) -> tuple[type[User] | type[Prediction] | type[Lesion], UUID]:
+def _read(line: str) -> tuple[type[User | Prediction | Lesion | ApiKey], UUID]:
     kind, _, row_id = line.strip().partition(" ")
     try:
         return _KINDS[kind][1], UUID(row_id)

@@ -144,7 +144,7 @@ class Item {
       const answer = await this.post();
       if (this.over) return;
       if (answer.ok) {
-        this.succeed(answer.body);
+        this.succeed(answer.body, answer.repeat);
         return;
       }
       const passing = answer.retryAfter > 0 || answer.code === "network";
@@ -185,6 +185,7 @@ class Item {
           // A proxy's page in place of our answer; the status is all there is.
         }
         resolve({
+          repeat: request.status === 200,
           ok: (request.status === 200 || request.status === 201) && Boolean(body.id),
           body,
           code: body.code ?? "network",
@@ -226,7 +227,7 @@ class Item {
     next();
   }
 
-  succeed(result) {
+  succeed(result, repeat) {
     const { refer, threshold } = result.decision;
     const tag = document.createElement("span");
     const kind = result.quality.abstained ? "abstained" : refer ? "refer" : "below";
@@ -241,6 +242,7 @@ class Item {
     link.href = `/predictions/${result.id}`;
     link.textContent = say("open");
     this.status.append(link);
+    if (repeat) this.status.append(` ${say("repeat")}`);
     if (keeping.checked) keep(result.image.sha256, this.file);
     const details = this.element.querySelector("details");
     details.hidden = false;

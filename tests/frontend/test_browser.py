@@ -61,6 +61,7 @@ def test_same_image_later_and_only_the_same(page: Page, files: list[Path]) -> No
     choose(page, files[1])
     page.goto("/history")
     page.locator("tbody th a").click()
+    page.wait_for_load_state()  # its scripts answer the choice of a file
     chooser, status = page.locator(".overlay-file"), page.locator(".overlay-status")
     chooser.set_input_files(files[2])
     expect(status).to_contain_text("another file")
@@ -97,6 +98,9 @@ def test_same_file_twice_is_one_result(page: Page, files: list[Path]) -> None:
     links = [link.get_attribute("href") for link in page.locator(".item-status a").all()]
     assert len(links) == 2
     assert len(set(links)) == 1
+    # The one sent last stands on top; that it was a repeat is said there and only there.
+    said = ["analysed before" in text for text in page.locator(".item-status").all_inner_texts()]
+    assert said == [True, False]
 
 
 def test_dropped_file(page: Page, files: list[Path]) -> None:

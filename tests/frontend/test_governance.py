@@ -156,7 +156,10 @@ def test_deletions_are_repeated_on_a_restored_backup(
     for browser in (gone, stays):
         browser.register()
     results = [stays.upload(data).json()["id"] for data in jpegs[:2]]
+    key = stays.create_key()
     backup = cluster.copy(live.settings.database_url)
+    [key_id] = re.findall(r'action="/keys/([0-9a-f-]+)/revoke"', stays.get("/keys").text)
+    stays.post(f"/keys/{key_id}/revoke", page="/keys")
     gone.post("/profile/delete", page="/profile", password=PASSWORD)
     stays.post(f"/predictions/{results[0]}/delete", page="/history")
 
@@ -167,15 +170,17 @@ def test_deletions_are_repeated_on_a_restored_backup(
         return result.output
 
     lines = run("deletions", "--since", "2026-01-01T00:00:00", url=live.settings.database_url)
-    assert [line.split()[0] for line in lines.splitlines()] == ["account", "result"]
+    assert [line.split()[0] for line in lines.splitlines()] == ["key", "account", "result"]
     (tmp_path / "deletions.txt").write_text(lines)
-    assert run("repeat-deletions", str(tmp_path / "deletions.txt"), url=backup) == "Deleted 2 rows.\n"
+    assert run("repeat-deletions", str(tmp_path / "deletions.txt"), url=backup) == "Deleted 3 rows.\n"
     restored = start(database_url=backup)
     assert again(stays).email == stays.email
     visitor, other = Browser(restored.url), Browser(restored.url)
     visitor.email, other.email = gone.email, stays.email
     assert [visitor.log_in().status_code, other.log_in().status_code] == [401, 303]
     assert [other.get(f"/predictions/{one}").status_code for one in results] == [404, 200]
+    with_key = {"Authorization": f"Bearer {key}"}
+    assert other.client.get("/v1/predictions", headers=with_key).status_code == 401
 
 
 @pytest.fixture
