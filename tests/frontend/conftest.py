@@ -308,3 +308,13 @@ def api(server: Server) -> Iterator[httpx.Client]:
 @pytest.fixture(scope="session")
 def jpegs() -> list[bytes]:
     return [sample.jpeg(seed) for seed in range(4)]
+
+
+@pytest.fixture(scope="session")
+def files(jpegs: list[bytes], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The same as files, to be chosen in a browser."""
+    folder = tmp_path_factory.mktemp("images")
+    paths = [folder / f"lesion {number}.jpg" for number in range(len(jpegs))]
+    for path, data in zip(paths, jpegs, strict=True):
+        path.write_bytes(data)
+    return paths

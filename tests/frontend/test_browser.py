@@ -28,15 +28,6 @@ def page(server: Server, chromium: Browser) -> Iterator[Page]:
         yield page
 
 
-@pytest.fixture(scope="module")
-def files(jpegs: list[bytes], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    folder = tmp_path_factory.mktemp("images")
-    paths = [folder / f"lesion {number}.jpg" for number in range(len(jpegs))]
-    for path, data in zip(paths, jpegs, strict=True):
-        path.write_bytes(data)
-    return paths
-
-
 def result_of(page: Page) -> str:
     """The address of the only result on the upload page."""
     return page.locator(".item-status a").get_attribute("href") or ""

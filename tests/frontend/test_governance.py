@@ -15,6 +15,7 @@ from frontend import audit
 from frontend.access import Role
 from frontend.commands import admin as admin_command
 from frontend.database import Database
+from frontend.models import AuditEntry
 from frontend.retention import expire
 from tests.frontend.browsing import Browser
 from tests.frontend.conftest import PASSWORD, Cluster, Server
@@ -240,6 +241,23 @@ def test_altered_row_shows(chain: str, statement: str, row: int) -> None:
     status, output = verify()
     assert status == 1
     assert f"Row {row} was altered" in output
+
+
+def test_altered_row_with_a_new_hash_of_its_own_breaks_the_next(chain: str) -> None:
+    async def forge() -> None:
+        connection = await asyncpg.connect(chain)
+        try:
+            before, row = await connection.fetch("SELECT * FROM audit WHERE number IN (6, 7) ORDER BY number")
+            forged = AuditEntry(**{**dict(row), "action": "result.deleted"})
+            await connection.execute("SET session_replication_role = replica")
+            query = "UPDATE audit SET action = $1, hash = $2 WHERE number = 7"
+            await connection.execute(query, forged.action, audit._hash(before["hash"], forged))
+        finally:
+            await connection.close()
+
+    asyncio.run(forge())
+    status, output = verify()
+    assert (status, "Row 8 was altered" in output) == (1, True)
 
 
 def test_rows_cut_off_at_the_end_show_against_an_earlier_count(chain: str) -> None:

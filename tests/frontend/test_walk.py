@@ -32,15 +32,6 @@ def page(server: Server, chromium: Browser) -> Iterator[Page]:
         yield page
 
 
-@pytest.fixture(scope="module")
-def files(jpegs: list[bytes], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    folder = tmp_path_factory.mktemp("images")
-    paths = [folder / f"lesion {number}.jpg" for number in range(len(jpegs))]
-    for path, data in zip(paths, jpegs, strict=True):
-        path.write_bytes(data)
-    return paths
-
-
 def press(page: Page, name: str) -> None:
     page.get_by_role("button", name=name, exact=True).click()
 
