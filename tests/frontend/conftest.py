@@ -293,6 +293,19 @@ def new_key(settings: Settings, email: str | None = None) -> str:
     return asyncio.run(create())
 
 
+def execute(server: Server, query: str, *arguments: object) -> list[asyncpg.Record]:
+    """The rows of a statement on the server's database."""
+
+    async def run() -> list[asyncpg.Record]:
+        connection = await asyncpg.connect(server.settings.database_url)
+        try:
+            return await connection.fetch(query, *arguments)
+        finally:
+            await connection.close()
+
+    return asyncio.run(run())
+
+
 def new_email() -> str:
     return f"{secrets.token_hex(6)}@clinic.example"
 

@@ -7,13 +7,12 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 
-import asyncpg
 import httpx
 import pytest
 
 from frontend.identity.passwords import Passwords
 from tests.frontend.browsing import Browser
-from tests.frontend.conftest import PASSWORD, Cluster, Server, new_email
+from tests.frontend.conftest import PASSWORD, Cluster, Server, execute, new_email
 
 
 @pytest.fixture
@@ -27,17 +26,6 @@ def browser(server: Server) -> Iterator[Browser]:
 def member(browser: Browser) -> Browser:
     assert browser.register().status_code == 303
     return browser
-
-
-def rows(server: Server, query: str, *arguments: object) -> list[asyncpg.Record]:
-    async def run() -> list[asyncpg.Record]:
-        connection = await asyncpg.connect(server.settings.database_url)
-        try:
-            return await connection.fetch(query, *arguments)
-        finally:
-            await connection.close()
-
-    return asyncio.run(run())
 
 
 def test_register_log_out_log_in(browser: Browser) -> None:
@@ -140,7 +128,7 @@ def test_session_ends_for_good_at_logout(member: Browser, server: Server) -> Non
 
 def test_session_expires(member: Browser, server: Server) -> None:
     assert member.get("/history").status_code == 200
-    rows(
+    execute(
         server,
         "UPDATE web_sessions SET expires_at = now() FROM users WHERE users.id = user_id AND email = $1",
         member.email,
@@ -253,10 +241,10 @@ def test_unusable_key_name(member: Browser, name: str) -> None:
 
 def test_nothing_in_the_database_opens_a_door(member: Browser, server: Server) -> None:
     key = member.create_key("secret")
-    [user] = rows(server, "SELECT id, password_hash FROM users WHERE email = $1", member.email)
+    [user] = execute(server, "SELECT id, password_hash FROM users WHERE email = $1", member.email)
     assert user["password_hash"].startswith("$argon2id$")
-    sessions = rows(server, "SELECT * FROM web_sessions WHERE user_id = $1", user["id"])
-    keys = rows(server, "SELECT * FROM api_keys WHERE user_id = $1", user["id"])
+    sessions = execute(server, "SELECT * FROM web_sessions WHERE user_id = $1", user["id"])
+    keys = execute(server, "SELECT * FROM api_keys WHERE user_id = $1", user["id"])
     stored = repr([tuple(row) for row in sessions + keys])
     assert key not in stored
     assert member.cookie

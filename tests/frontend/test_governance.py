@@ -18,8 +18,8 @@ from frontend.database import Database
 from frontend.models import AuditEntry
 from frontend.retention import expire
 from tests.frontend.browsing import Browser
-from tests.frontend.conftest import PASSWORD, Cluster, Server
-from tests.frontend.test_identity import again, execute
+from tests.frontend.conftest import PASSWORD, Cluster, Server, execute
+from tests.frontend.test_identity import again
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import email as mail
 import json
 import re
@@ -13,14 +12,13 @@ from email.policy import default
 from pathlib import Path
 from urllib.parse import unquote
 
-import asyncpg
 import httpx
 import pyotp
 import pytest
 
 from frontend.mail import LOG_FILE
 from tests.frontend.browsing import Browser
-from tests.frontend.conftest import PASSWORD, Server
+from tests.frontend.conftest import PASSWORD, Server, execute
 
 NEW = "another four plain words"
 
@@ -38,17 +36,6 @@ def again(member: Browser) -> Browser:
     other = Browser(str(member.client.base_url))
     other.email = member.email
     return other
-
-
-def execute(server: Server, query: str, *arguments: object) -> list[asyncpg.Record]:
-    async def run() -> list[asyncpg.Record]:
-        connection = await asyncpg.connect(server.settings.database_url)
-        try:
-            return await connection.fetch(query, *arguments)
-        finally:
-            await connection.close()
-
-    return asyncio.run(run())
 
 
 def mailed_link(server: Server, to: str) -> str:

@@ -12,8 +12,7 @@ import httpx
 import pytest
 
 from tests.frontend.browsing import Browser
-from tests.frontend.conftest import Server
-from tests.frontend.test_identity import execute
+from tests.frontend.conftest import Server, execute
 
 LONG = "x" * 81
 

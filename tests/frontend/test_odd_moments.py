@@ -24,8 +24,7 @@ from frontend.access import Caller
 from frontend.database import migrate
 from frontend.vault import KEY_FILE, Vault
 from tests.frontend.browsing import Browser
-from tests.frontend.conftest import PASSWORD, Cluster, Server, new_key
-from tests.frontend.test_identity import execute
+from tests.frontend.conftest import PASSWORD, Cluster, Server, execute, new_key
 from tests.frontend.test_lesions import send
 
 

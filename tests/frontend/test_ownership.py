@@ -13,8 +13,7 @@ from fastapi.routing import APIRoute
 from frontend import api, health, pages
 from frontend.access import Role
 from tests.frontend.browsing import Browser
-from tests.frontend.conftest import Server
-from tests.frontend.test_identity import execute
+from tests.frontend.conftest import Server, execute
 
 # Every route with an object's id in its path, and what stands for the id: of another's result, lesion, key or session.
 OBJECTS = {

@@ -14,8 +14,8 @@ from frontend.identity import passwords
 from frontend.mail import LOG_FILE
 from frontend.retention import expire
 from tests.frontend.browsing import Browser
-from tests.frontend.conftest import PASSWORD, Cluster, Server, new_email
-from tests.frontend.test_identity import NEW, again, code, execute, letters, mailed_link, second_step
+from tests.frontend.conftest import PASSWORD, Cluster, Server, execute, new_email
+from tests.frontend.test_identity import NEW, again, code, letters, mailed_link, second_step
 
 __all__ = ["letters"]  # a fixture
 

@@ -19,8 +19,7 @@ from joserfc.jwk import RSAKey
 from pydantic import SecretStr
 
 from tests.frontend.browsing import Browser
-from tests.frontend.conftest import Server, new_email
-from tests.frontend.test_identity import execute
+from tests.frontend.conftest import Server, execute, new_email
 
 
 @pytest.fixture(scope="module")

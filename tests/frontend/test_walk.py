@@ -13,8 +13,8 @@ import pytest
 from playwright.sync_api import Browser, Dialog, Page, expect
 
 from tests.chromium import choose, elsewhere, launched, needs_chromium, overlay_canvas, pixel, register, visitor
-from tests.frontend.conftest import PASSWORD, Server
-from tests.frontend.test_identity import execute, mailed_link
+from tests.frontend.conftest import PASSWORD, Server, execute
+from tests.frontend.test_identity import mailed_link
 
 pytestmark = needs_chromium
 NEW = "another four plain words"

@@ -10,8 +10,7 @@ from playwright.sync_api import Page
 
 from tests.chromium import elsewhere
 from tests.frontend.browsing import Browser
-from tests.frontend.conftest import Server
-from tests.frontend.test_identity import execute
+from tests.frontend.conftest import Server, execute
 
 PUBLIC = ("/", "/about", "/privacy", "/terms", "/docs", "/nothing")
 STRANGERS = ("/login", "/register", "/forgot", "/reset")
