@@ -191,11 +191,11 @@ def test_an_image_with_what_is_said_about_it(page: Page, files: list[Path]) -> N
         box.check()
     press(page, "Compare the chosen ones")
     assert heading(page) == "Compare"
-    chooser = page.locator(".overlay-file")
-    assert chooser.count() == 2
-    for number in range(2):
-        chooser.nth(number).set_input_files(files[number])
-        expect(page.locator(".overlay-canvas").nth(number)).to_be_visible()
+    assert page.locator(".overlay-file").count() == 2
+    for file in files[:2]:
+        card = page.locator(".compared .card", has_text=file.name)
+        card.locator(".overlay-file").set_input_files(file)
+        expect(card.locator(".overlay-canvas")).to_be_visible()
     page.goto("/lesions")
     expect(page.locator("table.history tbody tr")).to_contain_text(["left forearm 1"])
 
