@@ -229,8 +229,8 @@ def test_every_control_has_a_name_and_every_id_is_single(page: Page, files: list
         assert len(ids) == len(set(ids))
 
 
-def test_page_weight_and_first_paint(server: Server, chromium: Browser, page: Page) -> None:
-    """What somebody downloads who opens the upload page for the first time, and how soon they see it."""
+def test_page_weight(server: Server, chromium: Browser, page: Page) -> None:
+    """What somebody downloads who opens the upload page for the first time."""
     register(page)
     with visitor(chromium, server.url, storage_state=page.context.storage_state()) as first_time:
         first_time.goto("/upload")
@@ -239,8 +239,4 @@ def test_page_weight_and_first_paint(server: Server, chromium: Browser, page: Pa
         size = first_time.evaluate("""
             performance.getEntriesByType("resource").concat(performance.getEntriesByType("navigation"))
               .reduce((sum, e) => sum + e.decodedBodySize, 0)""")
-        [paint_ms] = first_time.evaluate(
-            "performance.getEntriesByName('first-contentful-paint').map((entry) => entry.startTime)"
-        )
     assert 40_000 < size < 100_000
-    assert paint_ms < 1000
