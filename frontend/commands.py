@@ -53,7 +53,8 @@ def create_api_key(name: str, email: str | None) -> None:
     """Create an API key and print it as the last word; it is not shown again.
 
     Without --user it belongs to a service account of its own name, which cannot log in: keys of one name share their
-    results (to replace a key), keys of different names do not see each other's.
+    results (to replace a key), keys of different names do not see each other's. With --user, a name that is in use
+    is refused.
 
     \b
     Example:
@@ -63,7 +64,8 @@ def create_api_key(name: str, email: str | None) -> None:
     async def create(database: Database) -> str:
         users, keys = Users(database), Keys(database)
         owner = await (users.by_email(email) if email else users.service(name))
-        return f"API key '{name}' of {owner.email}, shown only now: {await keys.create(owner.user_id, name)}"
+        key = await keys.create(owner.user_id, name, another=email is None)
+        return f"API key '{name}' of {owner.email}, shown only now: {key}"
 
     click.echo(_run(create))
 
@@ -93,7 +95,8 @@ def verify_audit(count: int | None, head: str | None) -> None:
       dermserve admin verify-audit --count 1204 --head 5d3c…
     """
     verdict = _run(lambda database: audit.verify(database, count=count, head=head))
-    click.echo(f"{verdict.count} rows are whole; the hash of the last is {verdict.head}")
+    rows = "1 row is" if verdict.count == 1 else f"{verdict.count} rows are"
+    click.echo(f"{rows} whole; the hash of the last is {verdict.head}")
     if verdict.fault:
         raise click.ClickException(verdict.fault)
 

@@ -10,15 +10,15 @@ import asyncio
 import ipaddress
 import math
 import time
-from datetime import UTC, datetime
+from datetime import timedelta
 from typing import Final
 from uuid import UUID
 from weakref import WeakValueDictionary
 
-from limits import RateLimitItem, RateLimitItemPerHour, RateLimitItemPerMinute
+from limits import RateLimitItem, RateLimitItemPerHour, RateLimitItemPerMinute, parse
 from limits.aio.storage import Storage
 from limits.aio.strategies import FixedWindowRateLimiter
-from sqlalchemy import case, delete, select
+from sqlalchemy import ColumnElement, case, delete, func, or_, select
 from sqlalchemy.dialects.postgresql import insert
 
 from dermserve.errors import DatabaseUnavailable, RateLimited
@@ -36,6 +36,7 @@ _FAILURES: Final = RateLimitItemPerMinute(200, 15)
 _RESETS: Final = RateLimitItemPerHour(5)  # mails to one account: further ones would only bury a link that is still good
 _RESETS_ASKED: Final = RateLimitItemPerHour(60)
 _LEASES_MAX: Final = 10_000
+_LONGEST: Final = timedelta(hours=1)  # of all windows above
 _LEASES: Final = 60  # of a minute's images: a process asks the database this often, not for every image
 
 
@@ -87,6 +88,10 @@ class Throttle:
             RateLimited: too many for this account.
         """
         await self._hit(_GUESSES, "passwords", str(caller.user_id))
+
+    async def after_password(self, caller: Caller) -> None:
+        """Forget the attempts of someone who knew the password."""
+        await self._limiter.clear(_GUESSES, "passwords", str(caller.user_id))
 
     async def before_registration(self, address: str) -> None:
         """Count a registration.
@@ -149,7 +154,10 @@ class Throttle:
 
 
 class _Counts(Storage):
-    """Fixed windows in the table `rate_counts`, as `limits` wants a storage."""
+    """Fixed windows in the table `rate_counts`, as `limits` wants a storage.
+
+    The database's clock alone tells when one is over: those of several hosts differ.
+    """
 
     STORAGE_SCHEME = ["dermserve"]  # noqa: RUF012  as the base class declares it
 
@@ -162,9 +170,9 @@ class _Counts(Storage):
         return DatabaseUnavailable
 
     async def incr(self, key: str, expiry: int, amount: int = 1) -> int:
-        now = datetime.now(UTC)
-        ends = datetime.fromtimestamp(now.timestamp() + expiry, UTC)
-        over = RateCount.expires_at <= now
+        # Not now(), the transaction's beginning: who waited for a row would see a window that ends too late.
+        ends = func.clock_timestamp() + timedelta(seconds=expiry)
+        over = _over(timedelta(seconds=expiry))
         new = insert(RateCount).values(key=_kept(key), count=amount, expires_at=ends)
         query = new.on_conflict_do_update(
             index_elements=[RateCount.key],
@@ -176,12 +184,12 @@ class _Counts(Storage):
         async with self._database.transaction() as session:
             count = (await session.execute(query)).scalar_one()
         if count == amount:  # a window has begun: time to sweep
-            await self._sweep(now)
+            await self._sweep()
         return count
 
-    async def _sweep(self, now: datetime) -> None:
+    async def _sweep(self) -> None:
         # What another process is about to use again is left to it, or two sweeps could wait for each other for good.
-        over = select(RateCount.key).where(RateCount.expires_at <= now).with_for_update(skip_locked=True)
+        over = select(RateCount.key).where(_over(_LONGEST)).with_for_update(skip_locked=True)
         async with self._database.transaction() as session:
             await session.execute(delete(RateCount).where(RateCount.key.in_(over.scalar_subquery())))
 
@@ -194,7 +202,7 @@ class _Counts(Storage):
         return row.expires_at.timestamp() if row else time.time()
 
     async def _row(self, key: str) -> RateCount | None:
-        query = select(RateCount).where(RateCount.key == _kept(key), RateCount.expires_at > datetime.now(UTC))
+        query = select(RateCount).where(RateCount.key == _kept(key), ~_over(_window(key)))
         async with self._database.transaction() as session:
             return await session.scalar(query)
 
@@ -210,6 +218,21 @@ class _Counts(Storage):
     async def clear(self, key: str) -> None:
         async with self._database.transaction() as session:
             await session.execute(delete(RateCount).where(RateCount.key == _kept(key)))
+
+
+def _over(window: timedelta) -> ColumnElement[bool]:
+    """Whether a row's window is over; so it is, too, where it would end later than one that began now.
+
+    Then the clock was set back since, and what was counted would else bar its sender for as long as it was put back.
+    """
+    now = func.clock_timestamp()
+    return or_(RateCount.expires_at <= now, RateCount.expires_at > now + window)
+
+
+def _window(key: str) -> timedelta:
+    """How long a window of this key is; `limits` ends its keys with amount, number and unit."""
+    amount, number, unit = key.rsplit("/", 3)[1:]
+    return timedelta(seconds=parse(f"{amount} per {number} {unit}").get_expiry())
 
 
 def _network(address: str) -> str:

@@ -79,6 +79,7 @@ def fill(browser: Browser, stack: Stack, images: list[Path]) -> dict[str, str]:
             choose(page, image)
         page.goto("/keys")
         page.locator("#name").fill("image gateway")
+        page.locator("#key-password").fill(PASSWORD)
         page.locator("form.card button").click()
         page.goto("/admin")
         page.locator("#new-organisation").fill("Skin clinic")

@@ -10,7 +10,7 @@ from uuid import UUID
 
 from sqlalchemy import bindparam, func, or_, select, update
 
-from dermserve.errors import NotFound, RequestInvalid
+from dermserve.errors import Conflict, NotFound, RequestInvalid, Unauthenticated
 from frontend import audit
 from frontend.access import ALL_SCOPES, Caller, Role, Scope
 from frontend.audit import Action
@@ -53,20 +53,29 @@ class Keys:
         self._trusted: dict[bytes, tuple[float, Caller]] = {}
 
     async def create(
-        self, owner: UUID, name: str, *, scopes: Collection[Scope] = ALL_SCOPES, expires_at: datetime | None = None
+        self,
+        owner: UUID,
+        name: str,
+        *,
+        scopes: Collection[Scope] = ALL_SCOPES,
+        expires_at: datetime | None = None,
+        another: bool = False,
     ) -> str:
         """Create a key and return it; it cannot be shown again.
 
+        `another`: also where a key of this name is still good, to replace it. Else a form that is sent twice would leave
+        a key that nobody has seen.
+
         Raises:
             RequestInvalid: no name, one that is too long, no scope, an expiry in the past, or too many keys.
+            Conflict: a key of this name is still good.
+            Unauthenticated: the account was deleted meanwhile.
         """
         name = key_name(name)
         if not scopes:
             raise RequestInvalid("Please choose what the key may be used for.")
         if expires_at is not None and expires_at <= datetime.now(UTC):
             raise RequestInvalid("The key would have expired already.")
-        if sum(key.revoked_at is None for key in await self.all(owner)) >= _MAX_KEYS:
-            raise RequestInvalid(f"There are {_MAX_KEYS} keys already; revoke one first.")
         key = _PREFIX + new_token()
         row = ApiKey(
             user_id=owner,
@@ -76,7 +85,17 @@ class Keys:
             scopes=sorted(scopes),
             expires_at=expires_at,
         )
+        mine = ApiKey.user_id == owner, ApiKey.revoked_at.is_(None)
+        good = or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > func.now())
+        # One at a time for each owner, or two that come together would not see each other.
+        lock = select(User.id).where(User.id == owner).with_for_update(key_share=True)
         async with self._database.transaction() as session:
+            if await session.scalar(lock) is None:
+                raise Unauthenticated("This account was deleted.")
+            if not another and await session.scalar(select(ApiKey.id).where(*mine, good, ApiKey.name == name).limit(1)):
+                raise Conflict("There is a key of this name already. Revoke it first, or choose another name.")
+            if (await session.scalar(select(func.count()).where(*mine)) or 0) >= _MAX_KEYS:
+                raise RequestInvalid(f"There are {_MAX_KEYS} keys already; revoke one first.")
             session.add(row)
             await session.flush()
             await audit.append(session, Action.KEY_CREATED, actor=owner, about=row.id)

@@ -27,6 +27,7 @@ _CHALLENGE: Final = "second factor"
 _CHALLENGE_S: Final = 300
 _STEP_S: Final = 30
 _TOLERANCE: Final = (0, -1, 1)  # steps: clocks differ, and a code may be typed late
+_AHEAD: Final = 2  # steps: as far ahead as a code may have been used; one for a late code, one for another host's clock
 _WRONG: Final = "The code is not right. It changes every half minute."
 
 
@@ -96,17 +97,25 @@ class SecondFactor:
         """From now on ask for a code at login, and end every session but one: none may stand that gave no code.
 
         Raises:
-            RequestInvalid: the code is not of the secret that was offered.
+            RequestInvalid: the code is not of the secret that was offered, or it is on, or another was offered meanwhile.
         """
         user = await self._user(caller.user_id)
+        if user is not None and user.totp_since is not None:
+            raise RequestInvalid("The second factor is on already.")
         if user is None or not await self._use(user, code):
             raise RequestInvalid(_WRONG)
+        # Only with the very secret that the code was of: with one that another tab was shown, no code of the app is right.
+        confirmed = User.id == caller.user_id, User.totp_secret == user.totp_secret, User.totp_since.is_(None)
+        on = update(User).where(*confirmed).values(totp_since=datetime.now(UTC)).returning(User.id)
         others = delete(WebSession).where(
             WebSession.user_id == caller.user_id, WebSession.token_sha256 != fingerprint(keep_session)
         )
         async with self._database.transaction() as session:
+            if await session.scalar(on) is None:
+                raise RequestInvalid(
+                    "Another picture was shown meanwhile. Please photograph the one that is shown now."
+                )
             await session.execute(others)
-            await session.execute(update(User).where(User.id == caller.user_id).values(totp_since=datetime.now(UTC)))
             await audit.append(session, Action.SECOND_FACTOR_ON, actor=caller.user_id, about=caller.user_id)
 
     async def turn_off(self, caller: Caller, code: str) -> None:
@@ -143,7 +152,12 @@ class SecondFactor:
             return False
         query = (
             update(User)
-            .where(User.id == user.id, or_(User.totp_last_step.is_(None), User.totp_last_step < steps[0]))
+            .where(
+                User.id == user.id,
+                User.totp_secret == user.totp_secret,
+                # Further ahead it was used before the clock was set back, and would lock its owner out until then.
+                or_(User.totp_last_step.is_(None), User.totp_last_step < steps[0], User.totp_last_step > now + _AHEAD),
+            )
             .values(totp_last_step=steps[0])
             .returning(User.id)
         )

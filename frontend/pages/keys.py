@@ -9,9 +9,10 @@ from uuid import UUID
 from fastapi import APIRouter, Request, Response
 from starlette.responses import RedirectResponse
 
-from dermserve.errors import RequestInvalid
+from dermserve.errors import Conflict, DermserveError, Forbidden, RateLimited, RequestInvalid
 from frontend.access import Scope
 from frontend.dependencies import FormDep, Services, ServicesDep, UserDep, Visit, VisitDep
+from frontend.pages.confirmation import confirm
 from frontend.pages.rendering import page
 
 router = APIRouter(prefix="/keys", include_in_schema=False)
@@ -28,17 +29,18 @@ async def keys(request: Request, services: ServicesDep, visit: VisitDep, user: U
 
 @router.post("")
 async def create(request: Request, services: ServicesDep, visit: VisitDep, user: UserDep, form: FormDep) -> Response:
-    """Create a key and show it, this once."""
+    """Create a key and show it, this once; asks who is there, since a key outlives the session."""
     scopes = {scope for scope in Scope if form.get(scope)}
     days = LIFETIMES.get(form.get("days", ""))
     try:
+        await confirm(services, user, form)
         key = await services.keys.create(
             user.user_id,
             form.get("name", ""),
             scopes=scopes,
             expires_at=datetime.now(UTC) + timedelta(days=days) if days else None,
         )
-    except RequestInvalid as error:
+    except (Forbidden, RateLimited, RequestInvalid, Conflict) as error:
         return await _keys(request, services, visit, error=error)
     return await _keys(request, services, visit, new_key=key)
 
@@ -56,7 +58,7 @@ async def _keys(
     services: Services,
     visit: Visit,
     *,
-    error: RequestInvalid | None = None,
+    error: DermserveError | None = None,
     new_key: str | None = None,
 ) -> Response:
     assert visit.caller is not None
@@ -65,6 +67,7 @@ async def _keys(
         visit,
         "keys.html",
         error=error,
+        has_password=(await services.users.get(visit.caller)).password_hash is not None,
         keys=await services.keys.all(visit.caller.user_id),
         now=datetime.now(UTC),
         new_key=new_key,

@@ -17,6 +17,7 @@ from frontend.dependencies import FormDep, Services, ServicesDep, UserDep, Visit
 from frontend.identity import passwords
 from frontend.identity.tokens import fingerprint
 from frontend.models import ApiKey
+from frontend.pages.confirmation import confirm
 from frontend.pages.rendering import page
 from frontend.pages.streams import streamed
 from frontend.schemas import Result
@@ -41,6 +42,7 @@ async def change_password(
         await services.users.change_password(
             user, form.get("old", ""), form.get("password", ""), keep_session=visit.token
         )
+        await services.throttle.after_password(user)
     except (Forbidden, RequestInvalid, RateLimited) as error:
         return await _profile(request, services, visit, error=error)
     return RedirectResponse("/profile?done=password", 303)
@@ -52,7 +54,7 @@ async def offer_second_factor(
 ) -> Response:
     """Show a secret for an app; asks for the password, or whoever finds a session open could lock its owner out."""
     try:
-        await _confirm(services, user, form)
+        await confirm(services, user, form)
         await services.second_factor.offer(user)
     except (Forbidden, RequestInvalid, RateLimited) as error:
         return await _profile(request, services, visit, error=error)
@@ -105,24 +107,13 @@ async def export(services: ServicesDep, user: UserDep) -> Response:
 async def delete(request: Request, services: ServicesDep, visit: VisitDep, user: UserDep, form: FormDep) -> Response:
     """Delete the account with all its results; asks for the password, or for the address where there is none."""
     try:
-        await _confirm(services, user, form)
+        await confirm(services, user, form)
     except (Forbidden, RateLimited) as error:
         return await _profile(request, services, visit, error=error)
     await services.users.delete(user)
     response = RedirectResponse("/", 303)
     services.cookie.clear(response)
     return response
-
-
-async def _confirm(services: Services, user: Caller, form: dict[str, str]) -> None:
-    """Return if whoever sits there is the owner of the account, as far as a password, or else its address, tells."""
-    await services.throttle.before_password(user)
-    account = await services.users.get(user)
-    if account.password_hash is None:
-        if form.get("email", "").strip().lower() != account.email:
-            raise Forbidden("The address is not the one of this account.")
-    elif not await services.users.is_password(user, form.get("password", "")):
-        raise Forbidden("The password is not right.")
 
 
 async def _export(services: Services, user: Caller) -> AsyncIterator[str]:

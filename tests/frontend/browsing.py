@@ -35,7 +35,8 @@ class Browser:
 
     def create_key(self, name: str = "test", **fields: str) -> str:
         """A new API key, all of whose scopes are chosen unless `fields` say otherwise."""
-        page = self.post("/keys", name=name, **(fields or {"predict": "1", "read": "1", "delete": "1"}))
+        scopes = fields or {"predict": "1", "read": "1", "delete": "1"}
+        page = self.post("/keys", name=name, password=PASSWORD, **scopes)
         return page.text.split('id="new-key" tabindex="0">')[1].split("<")[0]
 
     def upload(self, data: bytes, name: str | None = None) -> httpx.Response:

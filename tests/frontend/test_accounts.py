@@ -236,7 +236,7 @@ def test_api_key_life(member: Browser, server: Server) -> None:
 
 @pytest.mark.parametrize("name", ["", "   ", "x" * 81, "a\x00b"])
 def test_unusable_key_name(member: Browser, name: str) -> None:
-    assert member.post("/keys", name=name, read="1").status_code == 422
+    assert member.post("/keys", name=name, read="1", password=PASSWORD).status_code == 422
 
 
 def test_nothing_in_the_database_opens_a_door(member: Browser, server: Server) -> None:

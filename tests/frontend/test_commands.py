@@ -73,6 +73,8 @@ def test_user_and_key_of_a_user(server: Server, state: Path) -> None:
     visitor.email = email
     assert visitor.log_in().status_code == 303
     with pytest.raises(Conflict):
+        run("create-api-key", "--name", "mine", "--user", email)
+    with pytest.raises(Conflict):
         run("create-user", email, "--password", PASSWORD)
 
 

@@ -7,6 +7,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from email.policy import default
 from pathlib import Path
@@ -16,7 +17,9 @@ import httpx
 import pyotp
 import pytest
 
+from frontend.identity.users import caller_of
 from frontend.mail import LOG_FILE
+from frontend.models import User
 from tests.frontend.browsing import Browser
 from tests.frontend.conftest import PASSWORD, Server, execute
 
@@ -130,6 +133,26 @@ def test_second_factor_at_login(member: Browser, letters: str) -> None:
     assert second_step(again(member), right).status_code == 401, "a code is good once"
 
 
+def test_second_factor_is_turned_on_with_the_secret_of_the_code(
+    member: Browser, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = member.post("/profile/second-factor/offer", page="/profile", password=PASSWORD).text
+    first = page.split('class="secret">')[1].split("<")[0].replace(" ", "")
+    factor = server.services().second_factor
+    use = factor._use
+
+    async def offered_again_meanwhile(user: User, code: str) -> bool:
+        right = await use(user, code)
+        await factor.offer(caller_of(user))
+        return right
+
+    monkeypatch.setattr(factor, "_use", offered_again_meanwhile)
+    refused = member.post("/profile/second-factor/on", page="/profile", code=code(first))
+    assert (refused.status_code, "Another picture was shown meanwhile" in refused.text) == (422, True)
+    assert first not in refused.text.replace(" ", "")
+    assert again(member).log_in().status_code == 303, "no code is asked for that no app can give"
+
+
 def test_second_factor_can_be_turned_off_with_a_code_only(member: Browser, letters: str) -> None:
     assert member.post("/profile/second-factor/off", page="/profile", code="").status_code == 422
     assert member.post("/profile/second-factor/off", page="/profile", code=code(letters)).status_code == 303
@@ -189,7 +212,39 @@ def test_key_is_good_for_its_scopes(
 
 
 def test_key_without_a_scope(member: Browser) -> None:
-    assert member.post("/keys", name="useless").status_code == 422
+    assert member.post("/keys", name="useless", password=PASSWORD).status_code == 422
+
+
+def test_key_is_made_for_the_owner_of_the_account_only(member: Browser, server: Server) -> None:
+    for password in ("", "not the password"):
+        refused = member.post("/keys", name="kept", read="1", password=password)
+        assert (refused.status_code, "password is not right" in refused.text) == (403, True)
+    execute(server, "UPDATE users SET password_hash = NULL WHERE email = $1", member.email)  # as by a sign-on
+    assert member.post("/keys", name="kept", read="1", email="another@clinic.example").status_code == 403
+    assert 'class="revoked"' not in member.get("/keys").text
+    made = member.post("/keys", name="kept", read="1", email=f" {member.email.upper()} ")
+    assert 'id="new-key"' in made.text
+
+
+def test_password_for_a_key_cannot_be_guessed(member: Browser) -> None:
+    token = member.csrf("/keys")
+    fields = {"csrf_token": token, "name": "guessed", "read": "1"}
+    statuses = [member.client.post("/keys", data={**fields, "password": str(n)}).status_code for n in range(11)]
+    assert statuses == [403] * 10 + [429]
+
+
+def test_form_sent_twice_makes_one_key(member: Browser, server: Server) -> None:
+    fields = {"csrf_token": member.csrf("/keys"), "name": "gateway", "read": "1", "password": PASSWORD}
+
+    cookies = dict(member.client.cookies)
+    with ThreadPoolExecutor(2) as clicks:
+        sent = [clicks.submit(httpx.post, f"{server.url}/keys", data=fields, cookies=cookies) for _ in range(2)]
+    statuses = [one.result().status_code for one in sent]
+    assert sorted(statuses) == [200, 409]
+    mine = "FROM users WHERE users.id = user_id AND email = $1"
+    assert len(execute(server, f"SELECT 1 {mine.replace('FROM', 'FROM api_keys,')}", member.email)) == 1
+    execute(server, f"UPDATE api_keys SET expires_at = now() {mine}", member.email)
+    assert 'id="new-key"' in member.post("/keys", name="gateway", read="1", password=PASSWORD).text
 
 
 def test_expired_key(member: Browser, server: Server) -> None:
@@ -248,6 +303,36 @@ def test_limits_hold_across_processes(start: Callable[..., Server], server: Serv
     other.email = one.email
     guesses = [(one, other)[n % 2].log_in(f"wrong guess number {n}").status_code for n in range(12)]
     assert guesses == [401] * 10 + [429] * 2
+
+
+def test_clock_that_was_set_back_bars_nobody(member: Browser, server: Server) -> None:
+    visitor = again(member)
+    for _ in range(11):
+        refused = visitor.log_in("a wrong guess")
+    assert refused.status_code == 429
+    late = execute(server, "UPDATE rate_counts SET expires_at = expires_at + interval '1 day' RETURNING key")
+    assert late
+    assert visitor.log_in("a wrong guess").status_code == 401
+    assert visitor.log_in().status_code == 303
+
+
+def test_window_lasts_as_long_as_it_did(member: Browser, server: Server) -> None:
+    visitor = again(member)
+    statuses = [visitor.log_in("a wrong guess").status_code for _ in range(11)]
+    execute(server, "UPDATE rate_counts SET expires_at = expires_at - interval '14 minutes'")
+    assert [*statuses, visitor.log_in().status_code] == [401] * 10 + [429] * 2
+    execute(server, "UPDATE rate_counts SET expires_at = expires_at - interval '1 minute'")
+    assert visitor.log_in().status_code == 303
+
+
+def test_code_after_the_clock_was_set_back(member: Browser, server: Server, letters: str) -> None:
+    used = "UPDATE users SET totp_last_step = extract(epoch FROM now())::bigint / 30 + $2 WHERE email = $1"
+    execute(server, used, member.email, 1)
+    assert second_step(again(member), code(letters)).status_code == 401, "used up by a code of the next half minute"
+    execute(server, used, member.email, 120)
+    right = code(letters)
+    assert second_step(again(member), right).status_code == 303
+    assert second_step(again(member), right).status_code == 401
 
 
 def test_images_of_a_key_are_limited(start: Callable[..., Server], jpegs: list[bytes]) -> None:

@@ -151,6 +151,7 @@ def test_a_key_with_one_scope(page: Page, server: Server, chromium: Browser, fil
     page.get_by_label("send images").uncheck()
     page.get_by_label("change and delete them").uncheck()
     page.get_by_label("Good for").select_option("30")
+    page.get_by_label("Password").fill(PASSWORD)
     press(page, "Create key")
     key = page.locator("#new-key").inner_text()
     row = page.locator("table.history tbody tr")
