@@ -27,6 +27,7 @@ from dermserve.errors import StartupError
 from dermserve.model_card import ModelCard
 from dermserve.settings import Settings
 from frontend.database import URL_FILE, migrate
+from frontend.logs import WEB_LOG
 
 log = logging.getLogger("dermserve.serve")
 
@@ -120,6 +121,8 @@ def _web(settings: Settings, environment: dict[str, str]) -> Child:
         f"--host={settings.host}",
         f"--port={settings.port}",
         f"--workers={settings.workers}",
+        "--http=frontend.connections:BoundedProtocol",
+        f"--log-config={WEB_LOG}",
         "--no-server-header",
         "--no-access-log",  # /metrics counts requests; a line for each would fill the disk
         "--timeout-graceful-shutdown=20",

@@ -22,6 +22,7 @@ from frontend.identity.sessions import Sessions
 from frontend.identity.sign_on import SignOn
 from frontend.identity.users import Users
 from frontend.lesions import Lesions
+from frontend.logs import Refusals
 from frontend.mail import Mailer
 from frontend.metrics import Metrics
 from frontend.organisations import Organisations
@@ -53,6 +54,7 @@ class Services:
     intake: Intake
     throttle: Throttle
     metrics: Metrics
+    refusals: Refusals
     cookie: security.SessionCookie
 
     def base_url(self, request: Request) -> str:
@@ -94,7 +96,9 @@ async def visit(request: Request, services: ServicesDep) -> Visit:
     token = services.cookie.read(request)
     if not token:
         return Visit(secrets.token_urlsafe(32), is_new=True, caller=None)
-    return Visit(token, is_new=False, caller=await services.sessions.caller(token))
+    caller = await services.sessions.caller(token)
+    request.state.caller = caller  # for the log of refusals
+    return Visit(token, is_new=False, caller=caller)
 
 
 VisitDep = Annotated[Visit, Depends(visit)]
@@ -141,6 +145,7 @@ async def api_caller(request: Request, services: ServicesDep) -> Caller:
         caller = await services.keys.caller(key.strip()) if scheme.lower() == "bearer" else None
         if caller is None:
             raise Unauthenticated("The API key is not valid or was revoked.")
+        request.state.caller = caller
         return caller
     visitor = await visit(request, services)
     if visitor.caller is None:

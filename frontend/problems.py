@@ -62,9 +62,9 @@ def respond(
         sent["Retry-After"] = str(error.retry_after)
     if error.http_status == 401:
         sent["WWW-Authenticate"] = "Bearer"
+    if _leads_to_login(request, error):
+        return RedirectResponse("/login?next=" + quote(_return_path(request), safe="/"), status_code=303)
     if _wants_page(request):
-        if isinstance(error, Unauthenticated):
-            return RedirectResponse("/login?next=" + quote(_return_path(request), safe="/"), status_code=303)
         return render(request, "error.html", status=error.http_status, headers=sent, error=error)
     problem = Problem(
         type=f"/docs#{error.code}", title=error.title, status=error.http_status, code=error.code, detail=error.detail
@@ -77,7 +77,10 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(DermserveError)
     async def known(request: Request, error: DermserveError) -> Response:
-        _count(request, error)
+        if _leads_to_login(request, error):  # whoever is not logged in was refused nothing yet
+            request.app.state.services.metrics.refused(error.code)
+        else:
+            note(request, error)
         return respond(request, error)
 
     @app.exception_handler(RequestValidationError)
@@ -85,19 +88,26 @@ def install(app: FastAPI) -> None:
         # Only where and why: the rejected value itself may be anything, and echoing it helps nobody.
         found = [{"where": ".".join(map(str, item["loc"])), "why": item["msg"]} for item in error.errors()]
         translated = RequestInvalid("; ".join(f"{item['where']}: {item['why']}" for item in found))
-        _count(request, translated)
+        note(request, translated)
         return respond(request, translated, errors=found)
 
     @app.exception_handler(HTTPException)
     async def raised_by_framework(request: Request, error: HTTPException) -> Response:
         kind = _BY_STATUS.get(error.status_code, RequestInvalid if error.status_code < 500 else DermserveError)
         translated = kind()
-        _count(request, translated)
+        note(request, translated)
         return respond(request, translated, headers=error.headers)
 
 
-def _count(request: Request, error: DermserveError) -> None:
-    request.app.state.services.metrics.refused(error.code)
+def note(request: Request, error: DermserveError) -> None:
+    """Count a refusal, and write it into the log where it tells of somebody who tries what is not theirs."""
+    services = request.app.state.services
+    services.metrics.refused(error.code)
+    services.refusals.note(request, error)
+
+
+def _leads_to_login(request: Request, error: DermserveError) -> bool:
+    return isinstance(error, Unauthenticated) and _wants_page(request)
 
 
 def _wants_page(request: Request) -> bool:

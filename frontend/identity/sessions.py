@@ -9,7 +9,7 @@ from uuid import UUID
 
 from sqlalchemy import delete, select, update
 
-from dermserve.errors import NotFound
+from dermserve.errors import NotFound, Unauthenticated
 from frontend import audit
 from frontend.access import Caller
 from frontend.audit import Action
@@ -34,10 +34,16 @@ class Sessions:
         """Begin a session and return its token, which is never stored; sweeps out expired sessions on the way.
 
         `agent`: how the browser calls itself, for its owner to recognise it by.
+
+        Raises:
+            Unauthenticated: the account was deleted or disabled since the password was found to be right.
         """
         token, now = new_token(), datetime.now(UTC)
         async with self._database.transaction() as session:
             await session.execute(delete(WebSession).where(WebSession.expires_at < now))
+            usable = select(User.id).where(User.id == caller.user_id, User.disabled_at.is_(None))
+            if await session.scalar(usable.with_for_update(read=True)) is None:
+                raise Unauthenticated("This account was deleted or disabled.")
             session.add(
                 WebSession(
                     token_sha256=fingerprint(token),

@@ -184,7 +184,10 @@ async def reset(request: Request, services: ServicesDep, visit: VisitDep, form: 
 async def _welcome(request: Request, services: Services, visit: Visit, caller: Caller, target: str) -> Response:
     """Open a session under a new token: one that somebody planted in the browser before stays worthless."""
     await services.sessions.close(visit.token)
-    token = await services.sessions.open(caller, request.headers.get("user-agent", ""))
+    try:
+        token = await services.sessions.open(caller, request.headers.get("user-agent", ""))
+    except Unauthenticated as error:
+        return _login_page(request, services, visit, error=error, next=target)
     response = RedirectResponse(target, 303)
     services.cookie.write(response, token, max_age_s=int(services.sessions.lifetime.total_seconds()))
     return response

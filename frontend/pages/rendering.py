@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import Request, Response
 
 from dermserve.errors import DermserveError
+from frontend import problems
 from frontend.dependencies import Services, Visit
 from frontend.templating import render
 
@@ -15,6 +16,8 @@ def page(
     request: Request, visit: Visit, template: str, *, error: DermserveError | None = None, **context: Any
 ) -> Response:
     """A page for a visitor; with `error` under that status, the page saying what was wrong."""
+    if error is not None:
+        problems.note(request, error)
     token = visit.csrf_token if visit.caller else None
     return render(
         request,
@@ -38,6 +41,8 @@ def form_page(
     **context: Any,
 ) -> Response:
     """A page with a form for a stranger, whose browser gets a cookie to tie the form to."""
+    if error is not None:
+        problems.note(request, error)
     response = render(
         request,
         template,

@@ -29,6 +29,7 @@ from dermserve.errors import DermserveError, InferenceUnavailable
 from dermserve.model_card import Estimate, ModelCard, OperatingPoint
 from dermserve.settings import Settings
 from frontend.app import create_app
+from frontend.connections import BoundedProtocol
 from frontend.database import Database, migrate
 from frontend.dependencies import Services
 from frontend.identity.keys import Keys
@@ -95,7 +96,7 @@ class Server:
         self.settings = settings = settings.model_copy(update={"port": port})
         self.url = f"http://127.0.0.1:{port}"
         self._app = create_app(settings, lambda _: stand_in)
-        config = uvicorn.Config(self._app, log_level="warning", lifespan="on")
+        config = uvicorn.Config(self._app, http=BoundedProtocol, log_level="warning", lifespan="on")
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [listener]}, daemon=True)
 

@@ -73,6 +73,26 @@ def test_account_deleted_in_mid_upload(member: Browser, server: Server, jpegs: l
     assert [answer["status"] for answer in answers] == [401, 401]
 
 
+@pytest.mark.parametrize("statement", ["DELETE FROM users", "UPDATE users SET disabled_at = now()"])
+def test_account_gone_in_mid_login(
+    member: Browser, server: Server, statement: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    users = server.services().users
+    log_in = users.log_in
+
+    async def log_in_and_vanish(email: str, password: str) -> object:
+        found = await log_in(email, password)
+        await asyncio.to_thread(execute, server, f"{statement} WHERE email = $1", email)
+        return found
+
+    monkeypatch.setattr(users, "log_in", log_in_and_vanish)
+    visitor = Browser(server.url)
+    visitor.email = member.email
+    refused = visitor.log_in()
+    assert (refused.status_code, "This account was deleted or disabled." in refused.text) == (401, True)
+    assert visitor.get("/upload").status_code == 303
+
+
 def test_nothing_is_made_for_a_result_that_is_not_there(member: Browser) -> None:
     path = "/v1/predictions/00000000-0000-0000-0000-000000000000"
     assert member.client.patch(path, json={"lesion": "ghost"}).status_code == 404
