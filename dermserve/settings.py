@@ -61,7 +61,9 @@ class Settings(BaseSettings):
         60, ge=5, description="Minutes without a request after which it ends before that."
     )
     secret_key: SecretStr | None = Field(
-        None, min_length=32, description="Seals what is kept secret in the database; unset: a file in the state folder."
+        None,
+        min_length=32,
+        description="Seals what is kept secret in the database; to replace it: new,old. Unset: a file in the state folder.",
     )
     rate_limit: int = Field(60_000, ge=60, description="Images a minute that one user or one API key may send.")
     registration_limit: int = Field(120, ge=1, description="Accounts a minute that one network address may register.")

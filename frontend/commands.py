@@ -83,6 +83,24 @@ def reset_second_factor(email: str) -> None:
     click.echo(f"The second factor of {_run(reset)} is off.")
 
 
+@admin.command("rotate-secret")
+def rotate_secret() -> None:
+    """Seal what is kept secret with the newest of several keys; exit status 1 if some of it opens with none.
+
+    The keys are those of DERMSERVE_SECRET_KEY, or of secret.key in the state folder, one a line; the newest comes first.
+    The servers must have been started with both.
+
+    \b
+    Example:
+      DERMSERVE_SECRET_KEY=$NEW,$OLD dermserve admin rotate-secret
+    """
+    anew, lost = _run(lambda database: SecondFactor(database, Vault.of(Settings())).reseal())
+    click.echo(f"Sealed anew with the newest key: {anew}.")
+    if lost:
+        raise click.ClickException(f"Second factors that none of the keys opens: {lost}. Is a key missing?")
+    click.echo("The older keys are needed only for backups of before.")
+
+
 @admin.command("verify-audit")
 @click.option("--count", type=click.IntRange(0), help="Rows that an earlier run printed …")
 @click.option("--head", help="… and its hash: tells whether rows were cut off at the end since.")

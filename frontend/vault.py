@@ -1,7 +1,8 @@
 """What must be read again but is worth nothing as it stands in the database or in a cookie: sealed with a key of the server.
 
 AES-256-GCM (NIST SP 800-38D), which also tells whether somebody altered it. The key is `DERMSERVE_SECRET_KEY`, the same
-for all replicas; without it, a file in the state folder that is made on first use.
+for all replicas; without it, a file in the state folder that is made on first use. To replace it, both hold several: with
+commas between them, or one a line. The first seals, all open, and `dermserve admin rotate-secret` seals anew.
 """
 
 from __future__ import annotations
@@ -27,46 +28,66 @@ _KEY_MIN: Final = 32  # characters
 
 
 class Vault:
-    """Seals and opens with one key. `purpose` binds what is sealed to its use: sealed for one, it opens for no other."""
+    """Seals with the first key and opens with each. `purpose` binds what is sealed to its use: it opens for no other."""
 
-    def __init__(self, key: str) -> None:
-        self._cipher = AESGCM(hashlib.sha256(key.encode()).digest())
+    def __init__(self, newest: str, *older: str) -> None:
+        self._ciphers = [AESGCM(hashlib.sha256(key.encode()).digest()) for key in (newest, *older)]
 
     @classmethod
     def of(cls, settings: Settings) -> Vault:
-        """With the key of the settings, or that of the state folder."""
-        if settings.secret_key is not None:
-            return cls(settings.secret_key.get_secret_value())
-        return cls(_kept(settings.state_dir / KEY_FILE))
+        """With the keys of the settings, or those of the state folder.
+
+        Raises:
+            StartupError: one of them is shorter than a key may be.
+        """
+        if settings.secret_key is None:
+            return cls(*_kept(settings.state_dir / KEY_FILE))
+        keys = [key.strip() for key in settings.secret_key.get_secret_value().split(",")]
+        if min(map(len, keys)) < _KEY_MIN:
+            raise StartupError(f"Each key in DERMSERVE_SECRET_KEY has at least {_KEY_MIN} characters and no comma.")
+        return cls(*keys)
 
     def seal(self, content: bytes, purpose: str, *, lifetime_s: float | None = None) -> bytes:
         """Content that only `open` of this server reads, for `lifetime_s` from now or for good."""
         ends = int(time.time() + lifetime_s) if lifetime_s is not None else 0
         nonce = os.urandom(_NONCE)
-        return nonce + self._cipher.encrypt(nonce, ends.to_bytes(_TIME, "big") + content, purpose.encode())
+        return nonce + self._ciphers[0].encrypt(nonce, ends.to_bytes(_TIME, "big") + content, purpose.encode())
 
     def open(self, sealed: bytes, purpose: str) -> bytes | None:
         """What was sealed; None where it was altered, sealed with another key or for another purpose, or is too old."""
-        try:
-            content = self._cipher.decrypt(sealed[:_NONCE], sealed[_NONCE:], purpose.encode())
-        except (InvalidTag, ValueError):
-            return None
-        ends = int.from_bytes(content[:_TIME], "big")
-        return content[_TIME:] if not ends or time.time() < ends else None
+        for cipher in self._ciphers:
+            content = _opened(cipher, sealed, purpose)
+            if content is not None:
+                ends = int.from_bytes(content[:_TIME], "big")
+                return content[_TIME:] if not ends or time.time() < ends else None
+        return None
+
+    def is_newest(self, sealed: bytes, purpose: str) -> bool:
+        """Whether it was sealed with the first key."""
+        return _opened(self._ciphers[0], sealed, purpose) is not None
 
 
-def _kept(path: Path) -> str:
-    """The key in a file that only its owner reads; whoever of several processes comes first makes it.
+def _opened(cipher: AESGCM, sealed: bytes, purpose: str) -> bytes | None:
+    try:
+        return cipher.decrypt(sealed[:_NONCE], sealed[_NONCE:], purpose.encode())
+    except (InvalidTag, ValueError):
+        return None
+
+
+def _kept(path: Path) -> list[str]:
+    """The keys in a file that only its owner reads; whoever of several processes comes first makes it.
 
     Raises:
         StartupError: the file holds no key, as a power cut may leave it; an empty key would open for everybody.
     """
     if not path.exists():
         _make(path)
-    key = path.read_text()
-    if len(key) < _KEY_MIN:
+    text = path.read_text()
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    keys = lines if len(lines) > 1 else [text]
+    if min(map(len, keys)) < _KEY_MIN:
         raise StartupError(f"{path} holds no key. Restore it from a backup, or delete it: second factors end with it.")
-    return key
+    return keys
 
 
 def _make(path: Path) -> None:

@@ -10,7 +10,7 @@ from uuid import UUID
 
 import pyotp
 import segno
-from sqlalchemy import delete, or_, update
+from sqlalchemy import delete, or_, select, update
 
 from dermserve.errors import RequestInvalid
 from frontend import audit
@@ -135,6 +135,23 @@ class SecondFactor:
         async with self._database.transaction() as session:
             await session.execute(query.values(totp_since=None, totp_secret=None, totp_last_step=None))
             await audit.append(session, Action.SECOND_FACTOR_OFF, actor=caller.user_id, about=caller.user_id)
+
+    async def reseal(self) -> tuple[int, int]:
+        """Seal every secret with the vault's first key; how many were sealed anew, and how many no key opens."""
+        secrets = select(User.id, User.totp_secret).where(User.totp_secret.is_not(None))
+        anew = lost = 0
+        async with self._database.transaction() as session:
+            for user_id, sealed in (await session.execute(secrets)).all():
+                assert sealed is not None
+                letters = self._vault.open(sealed, _PURPOSE)
+                if letters is None:
+                    lost += 1
+                elif not self._vault.is_newest(sealed, _PURPOSE):
+                    # Not where it was replaced meanwhile.
+                    same = update(User).where(User.id == user_id, User.totp_secret == sealed)
+                    await session.execute(same.values(totp_secret=self._vault.seal(letters, _PURPOSE)))
+                    anew += 1
+        return anew, lost
 
     async def _user(self, user_id: UUID) -> User | None:
         async with self._database.transaction() as session:

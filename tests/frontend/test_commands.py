@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+from alembic import command
 from click.testing import CliRunner
+from pydantic import SecretStr
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from dermserve.errors import Conflict, StartupError
+from dermserve.settings import Settings
+from frontend.access import Caller
 from frontend.commands import admin
-from frontend.database import URL_FILE
+from frontend.database import URL_FILE, Database, engine_url, migrate, migration_config
+from frontend.identity.second_factor import SecondFactor
+from frontend.identity.users import Users
+from frontend.vault import KEY_FILE, Vault
 from tests.frontend.browsing import Browser
-from tests.frontend.conftest import PASSWORD, Cluster, Server, new_email
+from tests.frontend.conftest import PASSWORD, Cluster, Server, new_email, new_key
+from tests.frontend.test_identity import code
 
 
 @pytest.fixture
@@ -83,6 +95,86 @@ def test_without_a_running_stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("DERMSERVE_STATE_DIR", str(tmp_path))
     with pytest.raises(StartupError, match="dermserve serve"):
         run("create-api-key", "--name", "gateway")
+
+
+@pytest.mark.parametrize("by_file", [False, True])
+def test_secret_key_is_replaced_and_second_factors_stay(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by_file: bool
+) -> None:
+    url, old, new = cluster.create(), "o" * 32, "n" * 32
+    monkeypatch.setenv("DERMSERVE_DATABASE_URL", url)
+    monkeypatch.setenv("DERMSERVE_STATE_DIR", str(tmp_path))
+
+    def hold(*keys: str) -> Vault:
+        """Let the server and the command have these keys."""
+        if by_file:
+            (tmp_path / KEY_FILE).write_text("\n".join(keys))
+        else:
+            monkeypatch.setenv("DERMSERVE_SECRET_KEY", ",".join(keys))
+        return Vault.of(Settings())
+
+    async def on_database(work: Callable[[Database], Awaitable[Any]]) -> Any:
+        database = Database(url)
+        try:
+            return await work(database)
+        finally:
+            await database.close()
+
+    async def set_up(database: Database) -> tuple[Caller, str]:
+        user, factor = await Users(database).register(new_email(), PASSWORD), SecondFactor(database, hold(old))
+        letters = (await factor.offer(user)).letters.replace(" ", "")
+        await factor.turn_on(user, code(letters, -1), keep_session="")
+        return user, letters
+
+    user, letters = asyncio.run(on_database(set_up))
+
+    def logs_in(vault: Vault, steps: int) -> bool:
+        found = on_database(lambda database: SecondFactor(database, vault).log_in(user.user_id, code(letters, steps)))
+        return asyncio.run(found) is not None
+
+    assert not logs_in(hold(new), 0)
+    wrong = CliRunner().invoke(admin, ["rotate-secret"])
+    assert (wrong.exit_code, "none of the keys opens: 1" in wrong.output) == (1, True)
+    assert logs_in(hold(new, old), 0)
+    assert "newest key: 1." in run("rotate-secret")
+    assert "newest key: 0." in run("rotate-secret")
+    assert logs_in(hold(new), 1)
+
+
+@pytest.mark.parametrize("keys", ["n" * 32 + ",short", "n" * 32 + ","])
+def test_keys_that_are_none(keys: str) -> None:
+    with pytest.raises(StartupError, match="at least 32 characters"):
+        Vault.of(Settings(secret_key=SecretStr(keys)))
+
+
+@pytest.mark.parametrize(
+    ("statement", "words"),
+    [
+        ("UPDATE users SET disabled_at = now()", "1 disabled accounts"),
+        ("UPDATE users SET totp_since = now()", "1 accounts with a second factor"),
+        ("UPDATE api_keys SET scopes = '{read}'", "1 keys in use"),
+        ("UPDATE api_keys SET expires_at = now()", "1 keys in use"),
+        ("UPDATE api_keys SET scopes = '{read}', revoked_at = now()", None),
+    ],
+)
+def test_older_schema_does_not_open_what_is_barred(cluster: Cluster, statement: str, words: str | None) -> None:
+    url = cluster.create()
+    new_key(Settings(database_url=url))
+    cluster.execute(statement, engine_url(url).database or "")
+
+    async def downgrade() -> None:
+        engine = create_async_engine(engine_url(url))
+        async with engine.begin() as connection:
+            await connection.run_sync(lambda sync: command.downgrade(migration_config(sync), "0001"))
+        await engine.dispose()
+
+    if words is None:
+        asyncio.run(downgrade())
+        return
+    with pytest.raises(StartupError, match=words):
+        asyncio.run(downgrade())
+    migrate(url)
+    cluster.execute("SELECT disabled_at FROM users", engine_url(url).database or "")
 
 
 def test_migrate(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,8 @@
 import sqlalchemy as sa
 from alembic import op
 
+from dermserve.errors import StartupError
+
 revision = "0002"
 down_revision = "0001"
 
@@ -106,7 +108,23 @@ def upgrade() -> None:
     op.create_index("ix_predictions_lesion_id", "predictions", ["lesion_id"])
 
 
+_BARRED = {
+    "disabled accounts": "SELECT count(*) FROM users WHERE disabled_at IS NOT NULL",
+    "accounts with a second factor": "SELECT count(*) FROM users WHERE totp_since IS NOT NULL",
+    "keys in use with an end or for part of the scopes": (
+        "SELECT count(*) FROM api_keys WHERE revoked_at IS NULL "
+        "AND (expires_at IS NOT NULL OR NOT scopes @> '{predict,read,delete}')"
+    ),
+}
+"""What the older schema cannot hold, so that it would open again: counted before anything is dropped."""
+
+
 def downgrade() -> None:
+    """Raises StartupError while there is something that the older schema would open again."""
+    found = {what: op.get_bind().execute(sa.text(query)).scalar_one() for what, query in _BARRED.items()}
+    if any(found.values()):
+        counts = ", ".join(f"{count} {what}" for what, count in found.items() if count)
+        raise StartupError(f"The older schema would open what is barred: {counts}. Delete, end or revoke them first.")
     for column in ("lesion_id", "body_site", "note"):
         op.drop_column("predictions", column)
     for table in ("lesions", "rate_counts", "audit", "password_resets"):
