@@ -7,11 +7,11 @@ from datetime import UTC, datetime
 from typing import Final, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import delete, func, select
 from sqlalchemy.exc import IntegrityError
 
 from dermserve.errors import Conflict, NotFound, RequestInvalid
-from frontend import audit
+from frontend import audit, retention
 from frontend.access import Caller, Permission, Role
 from frontend.audit import Action
 from frontend.database import Database
@@ -26,6 +26,13 @@ class Listed(NamedTuple):
 
     organisation: Organisation
     members: int
+
+
+def shown(row: Organisation | User) -> str:
+    """What a form shows of it, to tell when it comes back whether somebody else has changed it meanwhile."""
+    if isinstance(row, User):
+        return f"{row.role} {row.organisation_id or ''} {'' if row.disabled_at else 'enabled'}"
+    return f"{row.retention_days or ''} {row.name}"
 
 
 class Organisations:
@@ -67,22 +74,42 @@ class Organisations:
             raise Conflict("There is an organisation with this name already.") from error
         return row.id
 
-    async def change(self, admin: Caller, organisation_id: UUID, name: str, retention_days: str) -> None:
+    async def change(
+        self,
+        admin: Caller,
+        organisation_id: UUID,
+        name: str,
+        retention_days: str,
+        *,
+        seen: str = "",
+        confirmed: int = 0,
+    ) -> int:
         """Rename it, and say after how many days its members' results are deleted ("": never).
+
+        `seen` is what `shown` said when the form was made. Where more than `confirmed` results would be deleted at once,
+        nothing changes and their number is returned; 0 once it is done.
 
         Raises:
             RequestInvalid, Conflict, NotFound: as the words say.
         """
         admin.require(Permission.MANAGE_MEMBERS)
-        values = {"name": _name(name), "retention_days": _days(retention_days)}
-        query = update(Organisation).where(Organisation.id == organisation_id).values(**values)
+        name, days = _name(name), _days(retention_days)
         try:
             async with self._database.transaction() as session:
-                if await session.scalar(query.returning(Organisation.id)) is None:
+                row = await session.get(Organisation, organisation_id, with_for_update=True)
+                if row is None:
                     raise NotFound("There is no such organisation.")
+                _check_seen(seen, row)
+                if days is not None and (row.retention_days is None or days < row.retention_days):
+                    due = await retention.due(session, retention.members(organisation_id), days)
+                    if due > confirmed:
+                        return due
+                row.name, row.retention_days = name, days
+                await session.flush()
                 await audit.append(session, Action.ORGANISATION_CHANGED, actor=admin.user_id, about=organisation_id)
         except IntegrityError as error:
             raise Conflict("There is an organisation with this name already.") from error
+        return 0
 
     async def members(self, admin: Caller, *, search: str = "", limit: int = 100) -> Sequence[User]:
         """Accounts whose address holds `search`, by address."""
@@ -92,12 +119,24 @@ class Organisations:
             return (await session.scalars(query.order_by(User.email).limit(limit))).all()
 
     async def change_member(
-        self, admin: Caller, user_id: UUID, *, role: str, organisation_id: str, enabled: bool
-    ) -> None:
+        self,
+        admin: Caller,
+        user_id: UUID,
+        *,
+        role: str,
+        organisation_id: str,
+        enabled: bool,
+        seen: str = "",
+        confirmed: int = 0,
+    ) -> int:
         """Set a member's role and organisation ("": none), and whether the account may be used.
+
+        `seen`, `confirmed` and the number that is returned are those of `change`: another organisation may keep results
+        for a shorter time.
 
         Raises:
             RequestInvalid: unknown values, or an administrator who would lock themselves out.
+            Conflict: somebody else has changed the member meanwhile.
             NotFound: there is no such account or organisation.
         """
         admin.require(Permission.MANAGE_MEMBERS)
@@ -115,6 +154,14 @@ class Organisations:
                 user = await session.get(User, user_id, with_for_update=True)
                 if user is None:
                     raise NotFound("There is no such account.")
+                _check_seen(seen, user)
+                if organisation is not None and organisation != user.organisation_id:
+                    days = await session.scalar(
+                        select(Organisation.retention_days).where(Organisation.id == organisation)
+                    )
+                    due = await retention.due(session, select(User.id).where(User.id == user_id), days)
+                    if due > confirmed:
+                        return due
                 noted: list[Action] = []
                 if user.role != role:
                     user.role, noted = role, [*noted, Action.ROLE_CHANGED]
@@ -130,6 +177,7 @@ class Organisations:
                     await audit.append(session, action, actor=admin.user_id, about=user_id)
         except IntegrityError as error:
             raise NotFound("There is no such organisation.") from error
+        return 0
 
     async def audit(self, caller: Caller, *, before: int | None = None, limit: int = 100) -> Sequence[AuditEntry]:
         """Rows of the audit, newest first; `before` is the number after which to go on."""
@@ -139,6 +187,11 @@ class Organisations:
             query = query.where(AuditEntry.number < before)
         async with self._database.transaction() as session:
             return (await session.scalars(query)).all()
+
+
+def _check_seen(seen: str, row: Organisation | User) -> None:
+    if seen and seen != shown(row):
+        raise Conflict("Somebody else has changed this meanwhile. Please look at it as it is now, and save again.")
 
 
 def _name(name: str) -> str:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from typing import Final
+from uuid import UUID
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import ColumnElement, Select, delete, func, select
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from dermserve.errors import DermserveError
 from frontend import audit
@@ -35,16 +37,24 @@ async def expire(database: Database) -> int:
     return total
 
 
+async def due(session: AsyncSession, owners: Select[UUID], days: int | None) -> int:
+    """How many results of these accounts would be deleted at once if they were kept for so many days (None: for good)."""
+    if days is None:
+        return 0
+    return await session.scalar(select(func.count()).select_from(Prediction).where(*_old(owners, days))) or 0
+
+
+def members(organisation_id: UUID) -> Select[UUID]:
+    """The accounts of an organisation."""
+    return select(User.id).where(User.organisation_id == organisation_id)
+
+
+def _old(owners: Select[UUID], days: int | None) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
+    return Prediction.owner_id.in_(owners), Prediction.created_at < func.now() - func.make_interval(0, 0, 0, days)
+
+
 async def _expire_step(database: Database, organisation: Organisation) -> int:
-    owners = select(User.id).where(User.organisation_id == organisation.id)
-    old = (
-        select(Prediction.id)
-        .where(
-            Prediction.owner_id.in_(owners),
-            Prediction.created_at < func.now() - func.make_interval(0, 0, 0, organisation.retention_days),
-        )
-        .limit(_STEP)
-    )
+    old = select(Prediction.id).where(*_old(members(organisation.id), organisation.retention_days)).limit(_STEP)
     async with database.transaction() as session:
         if not await session.scalar(select(func.pg_try_advisory_xact_lock(_LOCK))):
             return 0
@@ -56,9 +66,8 @@ async def _expire_step(database: Database, organisation: Organisation) -> int:
 
 
 async def _expire_lesions(database: Database, organisation: Organisation) -> None:
-    owners = select(User.id).where(User.organisation_id == organisation.id)
     query = delete(Lesion).where(
-        Lesion.owner_id.in_(owners),
+        Lesion.owner_id.in_(members(organisation.id)),
         Lesion.created_at < func.now() - func.make_interval(0, 0, 0, organisation.retention_days),
         ~select(Prediction.id).where(Prediction.lesion_id == Lesion.id).exists(),
     )

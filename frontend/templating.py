@@ -30,16 +30,26 @@ def data_name(name: str) -> str:
     return re.sub(r"^val\b", "validation", name).replace("/", ", ")
 
 
+_MEASURES: Final = {
+    "partial_auc": "partial ROC-AUC",
+    "roc_auc": "ROC-AUC",
+    "brier": "Brier",
+    "_equal_width": ", bins of equal width",
+}
+
+
 def measure_name(name: str) -> str:
     """`roc_auc` as “ROC-AUC”, `specificity_at_95_sensitivity` as “specificity at 95 % sensitivity”."""
-    words = name.replace("roc_auc", "ROC-AUC").replace("_", " ")
+    for written, said in _MEASURES.items():
+        name = name.replace(written, said)
+    words = name.replace("_", " ")
     return re.sub(r"\b(\d+) (?=sensitivity|specificity)", "\\1\u00a0% ", words)
 
 
 _FLAG_WORDS: Final = {
     "blurry": "It is blurred, or out of focus.",
     "hairy": "Hair covers part of it.",
-    "marker_pen": "There are coloured marks, such as surgical ink, beside the lesion.",
+    "marker_pen": "There are coloured marks, such as surgical ink, beside the lesion; ink near it can raise the score.",
     "color_tint": "Its colours have a strong cast, unlike skin in white light.",
 }
 

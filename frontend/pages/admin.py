@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final
+from typing import Annotated, Final, TypedDict
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Request, Response
@@ -12,11 +12,17 @@ from dermserve.errors import Conflict, DermserveError, NotFound, RequestInvalid
 from frontend import audit
 from frontend.access import Permission, Role
 from frontend.dependencies import FormDep, Services, ServicesDep, UserDep, Visit, VisitDep
+from frontend.organisations import shown
 from frontend.pages.rendering import page
 
 router = APIRouter(prefix="/admin", include_in_schema=False)
 _PER_PAGE: Final = 100
 Before = Annotated[int | None, Query(ge=1, le=2**62)]
+
+
+class _Seen(TypedDict):
+    seen: str
+    confirmed: int
 
 
 @router.get("")
@@ -46,9 +52,13 @@ async def change_organisation(
 ) -> Response:
     """Rename it, or change how long its results are kept."""
     try:
-        await services.organisations.change(user, organisation_id, form.get("name", ""), form.get("retention_days", ""))
+        due = await services.organisations.change(
+            user, organisation_id, form.get("name", ""), form.get("retention_days", ""), **_as_seen(form)
+        )
     except (RequestInvalid, Conflict) as error:
         return await _members(request, services, visit, error=error)
+    if due:
+        return await _members(request, services, visit, asked=(organisation_id, form, due))
     return RedirectResponse("/admin", 303)
 
 
@@ -57,16 +67,20 @@ async def change_member(
     user_id: UUID, request: Request, services: ServicesDep, visit: VisitDep, *, user: UserDep, form: FormDep
 ) -> Response:
     """Set role and organisation, disable or enable."""
+    search = form.get("search", "")
     try:
-        await services.organisations.change_member(
+        due = await services.organisations.change_member(
             user,
             user_id,
             role=form.get("role", ""),
             organisation_id=form.get("organisation", ""),
             enabled=bool(form.get("enabled")),
+            **_as_seen(form),
         )
-    except (RequestInvalid, NotFound) as error:
-        return await _members(request, services, visit, error=error)
+    except (RequestInvalid, NotFound, Conflict) as error:
+        return await _members(request, services, visit, error=error, search=search)
+    if due:
+        return await _members(request, services, visit, search=search, asked=(user_id, form, due))
     return RedirectResponse("/admin", 303)
 
 
@@ -95,6 +109,13 @@ async def verify_audit(
     return page(request, visit, "audit.html", entries=entries, more=None, verdict=verdict)
 
 
+def _as_seen(form: dict[str, str]) -> _Seen:
+    """What the form showed before it was changed, and how many deleted results its sender agreed to."""
+    confirmed = form.get("confirmed", "")
+    known = confirmed.isascii() and confirmed.isdigit() and len(confirmed) < 10
+    return {"seen": form.get("seen", ""), "confirmed": int(confirmed) if known else 0}
+
+
 async def _members(
     request: Request,
     services: Services,
@@ -102,8 +123,13 @@ async def _members(
     *,
     error: DermserveError | None = None,
     search: str = "",
+    asked: tuple[UUID, dict[str, str], int] | None = None,
 ) -> Response:
     assert visit.caller is not None
+    if asked is not None:
+        error = Conflict(
+            "Nothing is changed yet: results would be deleted. Please confirm it below, or leave this page."
+        )
     return page(
         request,
         visit,
@@ -112,5 +138,7 @@ async def _members(
         search=search,
         organisations=await services.organisations.all(visit.caller),
         members=await services.organisations.members(visit.caller, search=search),
+        shown=shown,
+        asked=asked,
         roles=[role.value for role in Role],
     )

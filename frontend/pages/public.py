@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+from datetime import datetime
 from functools import lru_cache
 from typing import Final
 
@@ -34,8 +35,8 @@ async def home(request: Request, services: ServicesDep, visit: VisitDep) -> Resp
 @router.get("/about")
 async def about(request: Request, services: ServicesDep, visit: VisitDep) -> Response:
     """The model card."""
-    names = labels.LEAF_NAMES
-    return page(request, visit, "about.html", card=services.card, point=_point(services), leaf_names=names)
+    names, made = labels.LEAF_NAMES, _moment(services.card.created_at)
+    return page(request, visit, "about.html", card=services.card, point=_point(services), leaf_names=names, made=made)
 
 
 @router.get("/privacy")
@@ -77,6 +78,13 @@ async def sample_image(number: int, small: bool = False) -> Response:
         raise NotFound
     data = await asyncio.to_thread(_small_sample if small else _sample, number)
     return Response(data, media_type="image/jpeg", headers={"Cache-Control": "public, max-age=86400"})
+
+
+def _moment(text: str) -> datetime | None:
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:  # a card may say it in words
+        return None
 
 
 def _point(services: Services) -> tuple[str, OperatingPoint]:

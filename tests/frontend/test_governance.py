@@ -125,6 +125,52 @@ def test_results_are_kept_as_long_as_the_organisation_says(
     assert asyncio.run(run()) == 0
 
 
+def test_stale_tab_overwrites_nothing(administrator: Browser, member: Browser, server: Server) -> None:
+    hospital = organisation(administrator, f"Ward {member.email}")
+    for path, fields, other in (
+        (f"/admin/organisations/{hospital}", {"name": f"Ward {member.email}"}, {"retention_days": "30"}),
+        (f"/admin/members/{identity(server, member)}", {"role": "engineer"}, {"enabled": "1"}),
+    ):
+        page = administrator.get(f"/admin?search={member.email}").text
+        seen = re.search(rf'action="{path}".*?name="seen" value="([^"]*)"', page, re.DOTALL)
+        assert seen
+        changed = administrator.post(path, page="/admin", **fields, **other, seen=seen[1])
+        assert changed.status_code == 303
+        stale = administrator.post(path, page="/admin", **fields, seen=seen[1])
+        assert (stale.status_code, "Somebody else has changed this meanwhile" in stale.text) == (409, True)
+    [row] = execute(server, "SELECT retention_days FROM organisations WHERE id = $1::text::uuid", hospital)
+    assert row["retention_days"] == 30
+    assert member.get("/upload").status_code == 200
+
+
+def test_deletion_by_a_shorter_time_is_confirmed(
+    administrator: Browser, member: Browser, server: Server, jpegs: list[bytes]
+) -> None:
+    name, user = f"Clinic {member.email}", identity(server, member)
+    hospital = organisation(administrator, name)
+    path, at = f"/admin/organisations/{hospital}", f"/admin/members/{user}"
+    for number, days in enumerate((400, 40, 4)):
+        result = member.upload(jpegs[number]).json()["id"]
+        query = "UPDATE predictions SET created_at = now() - $2 * interval '1 day' WHERE id = $1::text::uuid"
+        execute(server, query, result, days)
+    assert administrator.post(path, page="/admin", name=name, retention_days="365").status_code == 303
+    moved = {"role": "clinician", "organisation": hospital, "enabled": "1", "search": member.email}
+    asked = administrator.post(at, page="/admin", **moved)
+    assert (asked.status_code, "1 result would be deleted at once" in asked.text) == (409, True)
+    assert "none" in member.get("/profile").text
+    assert name not in member.get("/profile").text
+    assert administrator.post(at, page="/admin", **moved, confirmed="1").status_code == 303
+    assert name in member.get("/profile").text
+    for days, agreed, status in (("30", "", 409), ("30", "1", 409), ("30", "2", 303), ("", "", 303), ("900", "", 303)):
+        answer = administrator.post(path, page="/admin", name=name, retention_days=days, confirmed=agreed)
+        assert answer.status_code == status, (days, agreed)
+        if status == 409:
+            assert "2 results would be deleted at once" in answer.text
+            assert re.search(r'value="30"', answer.text), "what was entered stays"
+            [row] = execute(server, "SELECT retention_days FROM organisations WHERE id = $1::text::uuid", hospital)
+            assert row["retention_days"] == 365
+
+
 def test_audit_tells_who_did_what_and_names_nobody(
     administrator: Browser, member: Browser, server: Server, jpegs: list[bytes]
 ) -> None:

@@ -14,14 +14,14 @@ from jinja2 import Environment
 import frontend
 from dermserve import errors
 from dermserve.labels import LEAF_NAMES
-from dermserve.model_card import ModelCard
+from dermserve.model_card import Estimate, ModelCard
 from dermserve.settings import Settings
 from frontend import i18n, templating
 from frontend.access import Role
 from frontend.identity import passwords
 from frontend.lesions import BODY_SITES, NAME_MAX, NOTE_MAX, Context
 from tests.frontend.browsing import Browser
-from tests.frontend.conftest import Server
+from tests.frontend.conftest import Server, make_card
 
 TRANSLATED = [language for language in i18n.LANGUAGES if language != "en"]
 FOLDER = Path(frontend.__file__).parent
@@ -189,6 +189,16 @@ def test_names_in_the_model_card_are_translated(server: Server) -> None:
     assert "sensibilitat del 95\u00a0%" in page
     assert "Nevus melanocític" in page
     assert "95,3\u00a0%" in page
+
+
+def test_measures_and_times_are_written_for_people(start: Callable[..., Server], tmp_path: Path) -> None:
+    names = ("partial_auc_above_80_sensitivity", "brier_score")
+    measured = {name: Estimate(value=0.1, low=0.0, high=0.2, images=9, positives=3) for name in names}
+    make_card(tmp_path, metrics={"val": measured})
+    page = httpx.get(f"{start(model_repository=tmp_path).url}/about").text
+    assert "partial ROC-AUC above 80\u00a0% sensitivity" in page
+    assert "Brier score" in page
+    assert ">22 Nov 2026, 00:00 UTC<" in page
 
 
 def test_errors_are_said_in_the_language(server: Server) -> None:
