@@ -118,6 +118,28 @@ async def page_user(visit: VisitDep) -> Caller:
 UserDep = Annotated[Caller, Depends(page_user)]
 
 
+@dataclass(frozen=True)
+class AtPage:
+    """Somebody who is logged in, at a page of theirs: what nearly every route there needs."""
+
+    request: Request
+    services: Services
+    visit: Visit
+    user: Caller
+
+
+async def at_page(request: Request, services: ServicesDep, visit: VisitDep, user: UserDep) -> AtPage:
+    """The user with their request.
+
+    Raises:
+        Unauthenticated: nobody is logged in.
+    """
+    return AtPage(request, services, visit, user)
+
+
+AtPageDep = Annotated[AtPage, Depends(at_page)]
+
+
 async def checked_form(request: Request, visit: VisitDep) -> dict[str, str]:
     """The fields of a form that one of our own pages made for this very session.
 

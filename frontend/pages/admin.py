@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Annotated, Final, TypedDict
 from uuid import UUID
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Query, Response
 from starlette.responses import RedirectResponse
 
 from dermserve.errors import Conflict, DermserveError, NotFound, RequestInvalid
 from frontend import audit
 from frontend.access import Permission, Role
-from frontend.dependencies import FormDep, Services, ServicesDep, UserDep, Visit, VisitDep
+from frontend.dependencies import AtPage, AtPageDep, FormDep
 from frontend.organisations import shown
 from frontend.pages.rendering import page
 
@@ -26,51 +26,43 @@ class _Seen(TypedDict):
 
 
 @router.get("")
-async def members(
-    request: Request, services: ServicesDep, visit: VisitDep, user: UserDep, search: str = ""
-) -> Response:
+async def members(at: AtPageDep, search: str = "") -> Response:
     """Organisations and accounts."""
-    user.require(Permission.MANAGE_MEMBERS)
-    return await _members(request, services, visit, search=search)
+    at.user.require(Permission.MANAGE_MEMBERS)
+    return await _members(at, search=search)
 
 
 @router.post("/organisations")
-async def create_organisation(
-    request: Request, services: ServicesDep, visit: VisitDep, user: UserDep, form: FormDep
-) -> Response:
+async def create_organisation(at: AtPageDep, form: FormDep) -> Response:
     """Add an organisation."""
     try:
-        await services.organisations.create(user, form.get("name", ""))
+        await at.services.organisations.create(at.user, form.get("name", ""))
     except (RequestInvalid, Conflict) as error:
-        return await _members(request, services, visit, error=error)
+        return await _members(at, error=error)
     return RedirectResponse("/admin", 303)
 
 
 @router.post("/organisations/{organisation_id:uuid}")
-async def change_organisation(
-    organisation_id: UUID, request: Request, services: ServicesDep, visit: VisitDep, *, user: UserDep, form: FormDep
-) -> Response:
+async def change_organisation(organisation_id: UUID, at: AtPageDep, form: FormDep) -> Response:
     """Rename it, or change how long its results are kept."""
     try:
-        due = await services.organisations.change(
-            user, organisation_id, form.get("name", ""), form.get("retention_days", ""), **_as_seen(form)
+        due = await at.services.organisations.change(
+            at.user, organisation_id, form.get("name", ""), form.get("retention_days", ""), **_as_seen(form)
         )
     except (RequestInvalid, Conflict) as error:
-        return await _members(request, services, visit, error=error)
+        return await _members(at, error=error)
     if due:
-        return await _members(request, services, visit, asked=(organisation_id, form, due))
+        return await _members(at, asked=(organisation_id, form, due))
     return RedirectResponse("/admin", 303)
 
 
 @router.post("/members/{user_id:uuid}")
-async def change_member(
-    user_id: UUID, request: Request, services: ServicesDep, visit: VisitDep, *, user: UserDep, form: FormDep
-) -> Response:
+async def change_member(user_id: UUID, at: AtPageDep, form: FormDep) -> Response:
     """Set role and organisation, disable or enable."""
     search = form.get("search", "")
     try:
-        due = await services.organisations.change_member(
-            user,
+        due = await at.services.organisations.change_member(
+            at.user,
             user_id,
             role=form.get("role", ""),
             organisation_id=form.get("organisation", ""),
@@ -78,35 +70,27 @@ async def change_member(
             **_as_seen(form),
         )
     except (RequestInvalid, NotFound, Conflict) as error:
-        return await _members(request, services, visit, error=error, search=search)
+        return await _members(at, error=error, search=search)
     if due:
-        return await _members(request, services, visit, search=search, asked=(user_id, form, due))
+        return await _members(at, search=search, asked=(user_id, form, due))
     return RedirectResponse("/admin", 303)
 
 
 @router.get("/audit")
-async def audit_page(
-    request: Request,
-    services: ServicesDep,
-    visit: VisitDep,
-    user: UserDep,
-    before: Before = None,
-) -> Response:
+async def audit_page(at: AtPageDep, before: Before = None) -> Response:
     """The audit, newest first."""
-    entries = await services.organisations.audit(user, before=before, limit=_PER_PAGE)
+    entries = await at.services.organisations.audit(at.user, before=before, limit=_PER_PAGE)
     more = entries[-1].number if len(entries) == _PER_PAGE and entries[-1].number > 1 else None
-    return page(request, visit, "audit.html", entries=entries, more=more, verdict=None)
+    return page(at.request, at.visit, "audit.html", entries=entries, more=more, verdict=None)
 
 
 @router.post("/audit/verify")
-async def verify_audit(
-    request: Request, services: ServicesDep, visit: VisitDep, user: UserDep, form: FormDep
-) -> Response:
+async def verify_audit(at: AtPageDep, form: FormDep) -> Response:
     """Recompute the whole chain."""
     del form
-    entries = await services.organisations.audit(user, limit=_PER_PAGE)
-    verdict = await audit.verify(services.database)
-    return page(request, visit, "audit.html", entries=entries, more=None, verdict=verdict)
+    entries = await at.services.organisations.audit(at.user, limit=_PER_PAGE)
+    verdict = await audit.verify(at.services.database)
+    return page(at.request, at.visit, "audit.html", entries=entries, more=None, verdict=verdict)
 
 
 def _as_seen(form: dict[str, str]) -> _Seen:
@@ -117,27 +101,24 @@ def _as_seen(form: dict[str, str]) -> _Seen:
 
 
 async def _members(
-    request: Request,
-    services: Services,
-    visit: Visit,
+    at: AtPage,
     *,
     error: DermserveError | None = None,
     search: str = "",
     asked: tuple[UUID, dict[str, str], int] | None = None,
 ) -> Response:
-    assert visit.caller is not None
     if asked is not None:
         error = Conflict(
             "Nothing is changed yet: results would be deleted. Please confirm it below, or leave this page."
         )
     return page(
-        request,
-        visit,
+        at.request,
+        at.visit,
         "admin.html",
         error=error,
         search=search,
-        organisations=await services.organisations.all(visit.caller),
-        members=await services.organisations.members(visit.caller, search=search),
+        organisations=await at.services.organisations.all(at.user),
+        members=await at.services.organisations.members(at.user, search=search),
         shown=shown,
         asked=asked,
         roles=[role.value for role in Role],

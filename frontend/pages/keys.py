@@ -6,12 +6,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 from uuid import UUID
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Response
 from starlette.responses import RedirectResponse
 
 from dermserve.errors import Conflict, DermserveError, Forbidden, RateLimited, RequestInvalid
 from frontend.access import Scope
-from frontend.dependencies import FormDep, Services, ServicesDep, UserDep, Visit, VisitDep
+from frontend.dependencies import AtPage, AtPageDep, FormDep
 from frontend.pages.confirmation import confirm
 from frontend.pages.rendering import page
 
@@ -21,55 +21,46 @@ LIFETIMES: Final = {"": None, "30": 30, "90": 90, "365": 365}
 
 
 @router.get("")
-async def keys(request: Request, services: ServicesDep, visit: VisitDep, user: UserDep) -> Response:
+async def keys(at: AtPageDep) -> Response:
     """API keys of the user."""
-    del user
-    return await _keys(request, services, visit)
+    return await _keys(at)
 
 
 @router.post("")
-async def create(request: Request, services: ServicesDep, visit: VisitDep, user: UserDep, form: FormDep) -> Response:
+async def create(at: AtPageDep, form: FormDep) -> Response:
     """Create a key and show it, this once; asks who is there, since a key outlives the session."""
     scopes = {scope for scope in Scope if form.get(scope)}
     days = LIFETIMES.get(form.get("days", ""))
     try:
-        await confirm(services, user, form)
-        key = await services.keys.create(
-            user.user_id,
+        await confirm(at, form)
+        key = await at.services.keys.create(
+            at.user.user_id,
             form.get("name", ""),
             scopes=scopes,
             expires_at=datetime.now(UTC) + timedelta(days=days) if days else None,
         )
     except (Forbidden, RateLimited, RequestInvalid, Conflict) as error:
-        return await _keys(request, services, visit, error=error)
-    return await _keys(request, services, visit, new_key=key)
+        return await _keys(at, error=error)
+    return await _keys(at, new_key=key)
 
 
 @router.post("/{key_id:uuid}/revoke")
-async def revoke(key_id: UUID, services: ServicesDep, user: UserDep, form: FormDep) -> Response:
+async def revoke(key_id: UUID, at: AtPageDep, form: FormDep) -> Response:
     """Make a key useless."""
     del form
-    await services.keys.revoke(user.user_id, key_id)
+    await at.services.keys.revoke(at.user.user_id, key_id)
     return RedirectResponse("/keys", 303)
 
 
-async def _keys(
-    request: Request,
-    services: Services,
-    visit: Visit,
-    *,
-    error: DermserveError | None = None,
-    new_key: str | None = None,
-) -> Response:
-    assert visit.caller is not None
+async def _keys(at: AtPage, *, error: DermserveError | None = None, new_key: str | None = None) -> Response:
     return page(
-        request,
-        visit,
+        at.request,
+        at.visit,
         "keys.html",
         error=error,
-        has_password=(await services.users.get(visit.caller)).password_hash is not None,
-        keys=await services.keys.all(visit.caller.user_id),
+        has_password=(await at.services.users.get(at.user)).password_hash is not None,
+        keys=await at.services.keys.all(at.user.user_id),
         now=datetime.now(UTC),
         new_key=new_key,
-        base_url=services.base_url(request),
+        base_url=at.services.base_url(at.request),
     )

@@ -6,14 +6,14 @@ import json
 from collections.abc import AsyncIterator
 from uuid import UUID
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Response
 from starlette.responses import RedirectResponse
 
 from dermserve.errors import DermserveError, Forbidden, RateLimited, RequestInvalid
 from frontend import audit
 from frontend.access import Caller
 from frontend.audit import Action
-from frontend.dependencies import FormDep, Services, ServicesDep, UserDep, Visit, VisitDep
+from frontend.dependencies import AtPage, AtPageDep, FormDep, Services
 from frontend.identity import passwords
 from frontend.identity.tokens import fingerprint
 from frontend.models import ApiKey
@@ -26,93 +26,84 @@ router = APIRouter(prefix="/profile", include_in_schema=False)
 
 
 @router.get("")
-async def profile(request: Request, services: ServicesDep, visit: VisitDep, user: UserDep, done: str = "") -> Response:
+async def profile(at: AtPageDep, done: str = "") -> Response:
     """Everything about the account on one page."""
-    del user
-    return await _profile(request, services, visit, done=done)
+    return await _profile(at, done=done)
 
 
 @router.post("/password")
-async def change_password(
-    request: Request, services: ServicesDep, visit: VisitDep, user: UserDep, form: FormDep
-) -> Response:
+async def change_password(at: AtPageDep, form: FormDep) -> Response:
     """Set another password; every other session ends."""
     try:
-        await services.throttle.before_password(user)
-        await services.users.change_password(
-            user, form.get("old", ""), form.get("password", ""), keep_session=visit.token
+        await at.services.throttle.before_password(at.user)
+        await at.services.users.change_password(
+            at.user, form.get("old", ""), form.get("password", ""), keep_session=at.visit.token
         )
-        await services.throttle.after_password(user)
+        await at.services.throttle.after_password(at.user)
     except (Forbidden, RequestInvalid, RateLimited) as error:
-        return await _profile(request, services, visit, error=error)
+        return await _profile(at, error=error)
     return RedirectResponse("/profile?done=password", 303)
 
 
 @router.post("/second-factor/offer")
-async def offer_second_factor(
-    request: Request, services: ServicesDep, visit: VisitDep, user: UserDep, form: FormDep
-) -> Response:
+async def offer_second_factor(at: AtPageDep, form: FormDep) -> Response:
     """Show a secret for an app; asks for the password, or whoever finds a session open could lock its owner out."""
     try:
-        await confirm(services, user, form)
-        await services.second_factor.offer(user)
+        await confirm(at, form)
+        await at.services.second_factor.offer(at.user)
     except (Forbidden, RequestInvalid, RateLimited) as error:
-        return await _profile(request, services, visit, error=error)
-    return await _profile(request, services, visit, offered=True)
+        return await _profile(at, error=error)
+    return await _profile(at, offered=True)
 
 
 @router.post("/second-factor/on")
-async def turn_on_second_factor(
-    request: Request, services: ServicesDep, visit: VisitDep, user: UserDep, form: FormDep
-) -> Response:
+async def turn_on_second_factor(at: AtPageDep, form: FormDep) -> Response:
     """Ask for a code from now on, once a first one shows that the app has the secret; every other session ends."""
     try:
-        await services.throttle.before_code(user.user_id)
-        await services.second_factor.turn_on(user, form.get("code", ""), keep_session=visit.token)
+        await at.services.throttle.before_code(at.user.user_id)
+        await at.services.second_factor.turn_on(at.user, form.get("code", ""), keep_session=at.visit.token)
     except (RequestInvalid, RateLimited) as error:
-        return await _profile(request, services, visit, error=error, offered=True)
+        return await _profile(at, error=error, offered=True)
     return RedirectResponse("/profile?done=second-factor-on", 303)
 
 
 @router.post("/second-factor/off")
-async def turn_off_second_factor(
-    request: Request, services: ServicesDep, visit: VisitDep, user: UserDep, form: FormDep
-) -> Response:
+async def turn_off_second_factor(at: AtPageDep, form: FormDep) -> Response:
     """Ask for no code any more."""
     try:
-        await services.throttle.before_code(user.user_id)
-        await services.second_factor.turn_off(user, form.get("code", ""))
+        await at.services.throttle.before_code(at.user.user_id)
+        await at.services.second_factor.turn_off(at.user, form.get("code", ""))
     except (RequestInvalid, RateLimited) as error:
-        return await _profile(request, services, visit, error=error)
+        return await _profile(at, error=error)
     return RedirectResponse("/profile?done=second-factor-off", 303)
 
 
 @router.post("/sessions/{session_id:uuid}/revoke")
-async def revoke_session(session_id: UUID, services: ServicesDep, user: UserDep, form: FormDep) -> Response:
+async def revoke_session(session_id: UUID, at: AtPageDep, form: FormDep) -> Response:
     """End a session, on this or another device."""
     del form
-    await services.sessions.revoke(user, session_id)
+    await at.services.sessions.revoke(at.user, session_id)
     return RedirectResponse("/profile", 303)
 
 
 @router.get("/export.json")
-async def export(services: ServicesDep, user: UserDep) -> Response:
+async def export(at: AtPageDep) -> Response:
     """Everything that is held about the user, as one JSON document (GDPR, articles 15 and 20)."""
-    async with services.database.transaction() as session:
-        await audit.append(session, Action.ACCOUNT_EXPORTED, actor=user.user_id, about=user.user_id)
-    return await streamed(_export(services, user), "dermserve-account.json", "application/json")
+    async with at.services.database.transaction() as session:
+        await audit.append(session, Action.ACCOUNT_EXPORTED, actor=at.user.user_id, about=at.user.user_id)
+    return await streamed(_export(at.services, at.user), "dermserve-account.json", "application/json")
 
 
 @router.post("/delete")
-async def delete(request: Request, services: ServicesDep, visit: VisitDep, user: UserDep, form: FormDep) -> Response:
+async def delete(at: AtPageDep, form: FormDep) -> Response:
     """Delete the account with all its results; asks for the password, or for the address where there is none."""
     try:
-        await confirm(services, user, form)
+        await confirm(at, form)
     except (Forbidden, RateLimited) as error:
-        return await _profile(request, services, visit, error=error)
-    await services.users.delete(user)
+        return await _profile(at, error=error)
+    await at.services.users.delete(at.user)
     response = RedirectResponse("/", 303)
-    services.cookie.clear(response)
+    at.services.cookie.clear(response)
     return response
 
 
@@ -164,25 +155,18 @@ def _times(key: ApiKey) -> dict[str, str | None]:
 
 
 async def _profile(
-    request: Request,
-    services: Services,
-    visit: Visit,
-    *,
-    error: DermserveError | None = None,
-    done: str = "",
-    offered: bool = False,
+    at: AtPage, *, error: DermserveError | None = None, done: str = "", offered: bool = False
 ) -> Response:
-    assert visit.caller is not None
     return page(
-        request,
-        visit,
+        at.request,
+        at.visit,
         "profile.html",
         error=error,
         done=done,
-        account=await services.users.get(visit.caller),
-        organisation=await services.organisations.of(visit.caller),
-        sessions=await services.sessions.all(visit.caller),
-        this_session=fingerprint(visit.token),
-        offer=await services.second_factor.offered(visit.caller) if offered else None,
+        account=await at.services.users.get(at.user),
+        organisation=await at.services.organisations.of(at.user),
+        sessions=await at.services.sessions.all(at.user),
+        this_session=fingerprint(at.visit.token),
+        offer=await at.services.second_factor.offered(at.user) if offered else None,
         password_min=passwords.SHORTEST,
     )
