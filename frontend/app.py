@@ -26,7 +26,6 @@ from frontend.identity.sessions import Sessions
 from frontend.identity.sign_on import SignOn
 from frontend.identity.users import Users
 from frontend.lesions import Lesions
-from frontend.logs import Refusals
 from frontend.mail import Mailer
 from frontend.metrics import Metrics, MetricsMiddleware
 from frontend.organisations import Organisations
@@ -90,7 +89,6 @@ def create_app(settings: Settings | None = None, connect: Callable[[Settings], I
             intake=intake,
             throttle=Throttle(database, images=settings.rate_limit, registrations=settings.registration_limit),
             metrics=metrics,
-            refusals=Refusals(),
             cookie=SessionCookie(settings),
         )
         reaper = asyncio.create_task(expire_for_ever(database))

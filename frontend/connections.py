@@ -47,7 +47,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         self._received += len(data)
         super().data_received(data)
-        if self._at is _At.HEADERS or (self._at is _At.BODY and self.cycle.response_complete):
+        if self._at is _At.HEADERS or (self._at is _At.BODY and not self._answering):
             if self._deadline is None:
                 self._wait()
         elif self._deadline is not None:

@@ -22,7 +22,6 @@ from frontend.identity.sessions import Sessions
 from frontend.identity.sign_on import SignOn
 from frontend.identity.users import Users
 from frontend.lesions import Lesions
-from frontend.logs import Refusals
 from frontend.mail import Mailer
 from frontend.metrics import Metrics
 from frontend.organisations import Organisations
@@ -54,7 +53,6 @@ class Services:
     intake: Intake
     throttle: Throttle
     metrics: Metrics
-    refusals: Refusals
     cookie: security.SessionCookie
 
     def base_url(self, request: Request) -> str:

@@ -26,6 +26,7 @@ from dermserve.errors import (
     Unauthenticated,
     Unavailable,
 )
+from frontend.logs import note_refusal
 from frontend.templating import render
 
 CONTENT_TYPE: Final = "application/problem+json"
@@ -101,9 +102,8 @@ def install(app: FastAPI) -> None:
 
 def note(request: Request, error: DermserveError) -> None:
     """Count a refusal, and write it into the log where it tells of somebody who tries what is not theirs."""
-    services = request.app.state.services
-    services.metrics.refused(error.code)
-    services.refusals.note(request, error)
+    request.app.state.services.metrics.refused(error.code)
+    note_refusal(request, error)
 
 
 def _leads_to_login(request: Request, error: DermserveError) -> bool:

@@ -270,6 +270,12 @@ def test_whole_chain(chain: str) -> None:
     assert verify("--count", "20", "--head", head)[0] == 0
 
 
+def test_single_row(chain: str) -> None:
+    tamper(chain, "SET session_replication_role = replica; DELETE FROM audit WHERE number > 1")
+    status, output = verify()
+    assert (status, output.startswith("1 row is whole; ")) == (0, True)
+
+
 @pytest.mark.parametrize(
     ("statement", "row"),
     [
