@@ -13,13 +13,21 @@ import pytest
 from frontend import connections
 from tests.frontend.conftest import Server, new_key
 
-PATIENCE_S = 0.5
+PATIENCE_S = 1.0
 HEAD = b"GET /healthz HTTP/1.1\r\nHost: derm\r\n"
 
 
+@pytest.fixture(scope="module")
+def head(running: Server) -> str:
+    """The beginning of a request with an image, made before a connection runs out of patience."""
+    key = new_key(running.settings)
+    return f"POST /v1/predictions HTTP/1.1\r\nHost: derm\r\nAuthorization: Bearer {key}\r\nContent-Type: image/jpeg\r\n"
+
+
 @pytest.fixture
-def connection(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
+def connection(server: Server, head: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
     """A connection to a server with little patience."""
+    del head
     monkeypatch.setattr(connections, "PATIENCE_S", PATIENCE_S)
     with closing(socket.create_connection(("127.0.0.1", server.settings.port), timeout=20)) as connection:
         yield connection
@@ -88,28 +96,25 @@ def test_headers_without_end(connection: socket.socket, beginning: bytes) -> Non
     more = (b"X-%d: %s\r\n" % (n, b"a" * 1000) if beginning is HEAD else b"a" * 1000 for n in range(20_000))
     said, _ = send(connection, (beginning, *more))
     assert said == b"" or b" 431 " in said.splitlines()[0]
-    assert until_closed(connection) < 1
+    assert until_closed(connection) < PATIENCE_S
 
 
-def test_framing_of_chunks_without_end(connection: socket.socket, server: Server) -> None:
-    key = new_key(server.settings)
-    head = f"POST /v1/predictions HTTP/1.1\r\nHost: derm\r\nAuthorization: Bearer {key}\r\nContent-Type: image/jpeg\r\n"
+def test_framing_of_chunks_without_end(connection: socket.socket, head: str) -> None:
     beginning = f"{head}Transfer-Encoding: chunked\r\n\r\n1;x=".encode()
     send(connection, (beginning, *[b"a" * 10_000] * 2000))
     connection.settimeout(20)
-    assert until_closed(connection) < 1
+    assert until_closed(connection) < PATIENCE_S
 
 
-def test_body_may_take_longer(connection: socket.socket, server: Server, jpegs: list[bytes]) -> None:
-    key, data = new_key(server.settings), jpegs[0]
-    head = f"POST /v1/predictions HTTP/1.1\r\nHost: derm\r\nAuthorization: Bearer {key}\r\nContent-Type: image/jpeg\r\n"
+def test_body_may_take_longer(connection: socket.socket, head: str, jpegs: list[bytes]) -> None:
+    data = jpegs[0]
     connection.sendall(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data[:100])
     time.sleep(2 * PATIENCE_S)
     connection.sendall(data[100:])
     assert connection.recv(65_536).startswith(b"HTTP/1.1 201 ")
 
 
-def test_rest_of_a_body_that_was_refused(connection: socket.socket, server: Server) -> None:
+def test_rest_of_a_body_that_was_refused(connection: socket.socket) -> None:
     head = HEAD.replace(b"GET /healthz", b"PATCH /v1/predictions/" + b"0" * 8 + b"-0000-0000-0000-" + b"0" * 12)
     body = b"Content-Type: application/json\r\nContent-Length: 1000000\r\n\r\n"
     said, lasted = send(connection, (head + body, *[b"a"] * 400), every_s=0.05)
@@ -123,7 +128,7 @@ def test_next_request_waits_for_the_answer_before(
     ready = server.stand_in.ready
 
     async def slowly() -> bool:
-        await asyncio.sleep(3 * PATIENCE_S)
+        await asyncio.sleep(1.5 * PATIENCE_S)
         return await ready()
 
     monkeypatch.setattr(server.stand_in, "ready", slowly)
