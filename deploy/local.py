@@ -122,6 +122,7 @@ def _web(settings: Settings, environment: dict[str, str]) -> Child:
         f"--port={settings.port}",
         f"--workers={settings.workers}",
         "--http=frontend.connections:BoundedProtocol",
+        "--ws=none",  # no route takes one
         f"--log-config={WEB_LOG}",
         "--no-server-header",
         "--no-access-log",  # /metrics counts requests; a line for each would fill the disk
