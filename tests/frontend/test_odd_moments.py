@@ -17,14 +17,16 @@ import httpx
 import pytest
 from pydantic import SecretStr
 
-from dermserve.errors import StartupError
+from dermserve.errors import Conflict, StartupError
 from dermserve.settings import Settings
 from frontend import retention
 from frontend.access import Caller
-from frontend.database import migrate
+from frontend.database import Database, migrate
+from frontend.identity.keys import Keys
+from frontend.identity.users import Users
 from frontend.vault import KEY_FILE, Vault
 from tests.frontend.browsing import Browser
-from tests.frontend.conftest import PASSWORD, Cluster, Server, execute, new_key
+from tests.frontend.conftest import PASSWORD, Cluster, Server, execute, new_email, new_key
 from tests.frontend.test_lesions import send
 
 
@@ -91,6 +93,21 @@ def test_account_gone_in_mid_login(
     refused = visitor.log_in()
     assert (refused.status_code, "This account was deleted or disabled." in refused.text) == (401, True)
     assert visitor.get("/upload").status_code == 303
+
+
+def test_keys_of_one_name_at_once_are_one(server: Server) -> None:
+    async def create_all() -> list[str | BaseException]:
+        database = Database(str(server.settings.database_url))
+        try:
+            owner, keys = await Users(database).register(new_email(), PASSWORD), Keys(database)
+            attempts = (keys.create(owner.user_id, "gateway") for _ in range(8))
+            return await asyncio.gather(*attempts, return_exceptions=True)
+        finally:
+            await database.close()
+
+    made = asyncio.run(create_all())
+    kinds = [type(one) for one in made]
+    assert (kinds.count(str), kinds.count(Conflict)) == (1, 7)
 
 
 def test_nothing_is_made_for_a_result_that_is_not_there(member: Browser) -> None:
