@@ -138,6 +138,13 @@ class IdempotencyConflict(Conflict):
     title = "This idempotency key belongs to another image"
 
 
+class TooManyLesions(Conflict):
+    """A new lesion would exceed what one account may have; images of lesions that exist are taken."""
+
+    code = "too_many_lesions"
+    title = "There are too many lesions"
+
+
 class RateLimited(DermserveError):
     code = "rate_limited"
     title = "Too many requests"

@@ -27,14 +27,15 @@ from dermserve.errors import (
     RateLimited,
     RequestInvalid,
     RequestTimeout,
+    TooManyLesions,
     Unauthenticated,
     UnsupportedImageType,
 )
 from frontend import problems
 from frontend.access import Caller
+from frontend.context import BODY_SITES, Context
 from frontend.dependencies import EditorDep, ReaderDep, SenderDep, Services, ServicesDep
 from frontend.history import Decided, Filter
-from frontend.lesions import BODY_SITES, Context
 from frontend.models import Prediction
 from frontend.schemas import ImageContext, Result, ResultPage
 from frontend.upload import RAW_TYPES, read_small
@@ -100,6 +101,7 @@ _NOT_TAKEN = _refusals(
     Forbidden,
     RequestTimeout,
     IdempotencyConflict,
+    TooManyLesions,
     ImageTooLarge,
     UnsupportedImageType,
     ImageUndecodable,
@@ -193,7 +195,7 @@ async def read(prediction_id: UUID, caller: ReaderDep, services: ServicesDep, ca
     "/predictions/{prediction_id:uuid}",
     summary="Say what the image is of",
     response_description="The result as it is now.",
-    responses=_NOT_FOUND,
+    responses=_NOT_FOUND | _refusals(TooManyLesions),
 )
 async def change(prediction_id: UUID, said: ImageContext, caller: EditorDep, services: ServicesDep) -> Result:
     """Replace lesion, body site and note; what is left out is emptied. A new name of a lesion makes the lesion."""

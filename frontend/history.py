@@ -2,38 +2,45 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-import struct
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Any, Final, Literal, get_args
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, and_, case, delete, func, literal_column, or_, select, tuple_, update
+from sqlalchemy import (
+    REAL,
+    ColumnElement,
+    and_,
+    case,
+    delete,
+    func,
+    literal,
+    literal_column,
+    or_,
+    select,
+    tuple_,
+    update,
+)
+from sqlalchemy.orm import defer
 
 from dermserve.errors import NotFound, RequestInvalid
-from frontend import audit
+from frontend import audit, cursors
 from frontend.access import Caller
 from frontend.audit import Action
+from frontend.context import BODY_SITES, Context
 from frontend.database import Database
-from frontend.lesions import BODY_SITES, Context, Lesions
+from frontend.lesions import Lesions
 from frontend.models import Lesion, Prediction
 from frontend.ownership import visible_to
 
 Decided = Literal["refer", "below", "abstained"]
 Sort = Literal["newest", "oldest", "melanoma"]
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND: Final = timedelta(microseconds=1)
-_CURSORS: Final = {
-    "newest": struct.Struct(">q16s"),
-    "oldest": struct.Struct(">q16s"),
-    "melanoma": struct.Struct(">f16s"),
-}
+# What means nothing comes last. Written out, without parameters: else the index `ix_predictions_melanoma` would not serve.
 _MELANOMA: Final = case(
-    (Prediction.abstained, -1.0), else_=Prediction.probabilities[4]
-)  # what means nothing comes last
+    (Prediction.abstained, literal_column("'-1'::real", REAL())),
+    else_=literal_column("predictions.probabilities[4]", REAL()),
+)
 _SEARCH_MAX: Final = 100
 
 
@@ -67,11 +74,13 @@ class Filter:
         search = sent.get("search", "").replace("\0", "").strip()[:_SEARCH_MAX]
         return cls(search, since, until, lesion, site, decision, sort)  # type: ignore[arg-type]
 
-    def conditions(self) -> list[ColumnElement[bool]]:
-        """As SQL, beside who may see what."""
-        found: list[ColumnElement[bool]] = []
+    def conditions(self, caller: Caller) -> list[ColumnElement[bool]]:
+        """As SQL, with who may see what."""
+        found = [visible_to(Prediction, caller.user_id)]
         if self.search:
-            named = select(Lesion.id).where(Lesion.name.icontains(self.search, autoescape=True))
+            named = select(Lesion.id).where(
+                visible_to(Lesion, caller.user_id), Lesion.name.icontains(self.search, autoescape=True)
+            )
             found.append(
                 or_(
                     Prediction.filename.icontains(self.search, autoescape=True),
@@ -150,11 +159,11 @@ class History:
         async with self._database.transaction() as session:
             if await session.scalar(select(Prediction.id).where(*mine)) is None:
                 raise NotFound("There is no such result.")
-        lesion = await self._lesions.ensure(caller, context.lesion, context.body_site) if context.lesion else None
+        named = await self._lesions.ensure(caller, context.lesion, context.body_site) if context.lesion else None
         query = (
             update(Prediction)
             .where(*mine)
-            .values(lesion_id=lesion, body_site=context.body_site, note=context.note)
+            .values(lesion_id=named.id if named else None, body_site=context.body_site, note=context.note)
             .returning(Prediction.id)
         )
         async with self._database.transaction() as session:
@@ -175,19 +184,23 @@ class History:
             await audit.append(session, Action.RESULT_DELETED, actor=caller.user_id, about=prediction_id)
 
     async def page(
-        self, caller: Caller, *, limit: int, cursor: str | None = None, wanted: Filter | None = None
+        self, caller: Caller, *, limit: int, cursor: str | None = None, wanted: Filter | None = None, maps: bool = False
     ) -> Page:
         """Results in the filter's order. What is inserted while someone pages shifts nothing that a cursor continues.
+
+        `maps`: with their class activation maps, which lists do not show and without which they are read twice as fast.
 
         Raises:
             RequestInvalid: `cursor` is not one that an earlier page of this order gave.
         """
         wanted = wanted or Filter()
-        query = select(Prediction).where(visible_to(Prediction, caller.user_id), *wanted.conditions())
+        query = select(Prediction).where(*wanted.conditions(caller))
+        query = query if maps else query.options(defer(Prediction.cam, raiseload=True))
         key: Any = _MELANOMA if wanted.sort == "melanoma" else Prediction.created_at
         down = wanted.sort != "oldest"
         if cursor is not None:
-            after = tuple_(*_read_cursor(cursor, wanted.sort))
+            value, last = _read_cursor(cursor, wanted.sort)
+            after = tuple_(literal(value, key.type), last)
             query = query.where(tuple_(key, Prediction.id) < after if down else tuple_(key, Prediction.id) > after)
         order = (key.desc(), Prediction.id.desc()) if down else (key, Prediction.id)
         async with self._database.transaction() as session:
@@ -195,16 +208,23 @@ class History:
         items = rows[:limit]
         return Page(items, _write_cursor(items[-1], wanted.sort) if len(rows) > limit else None)
 
-    async def all(self, caller: Caller, *, wanted: Filter | None = None, step: int = 500) -> AsyncIterator[Prediction]:
+    async def pages(
+        self, caller: Caller, *, wanted: Filter | None = None, maps: bool = False, step: int = 500
+    ) -> AsyncIterator[Sequence[Prediction]]:
         """Every result newest first, fetched in pages, so that memory does not grow with the history."""
         wanted, cursor = replace(wanted or Filter(), sort="newest"), None
         while True:
-            page = await self.page(caller, limit=step, cursor=cursor, wanted=wanted)
-            for item in page.items:
-                yield item
+            page = await self.page(caller, limit=step, cursor=cursor, wanted=wanted, maps=maps)
+            yield page.items
             cursor = page.next_cursor
             if cursor is None:
                 return
+
+    async def all(self, caller: Caller) -> AsyncIterator[Prediction]:
+        """Everything that is held about each result, newest first."""
+        async for items in self.pages(caller, maps=True):
+            for item in items:
+                yield item
 
     async def summary(self, caller: Caller, wanted: Filter) -> Summary:
         """What the filter's results add up to."""
@@ -214,7 +234,7 @@ class History:
         counts = [func.count().filter(_decided(decision)).label(decision) for decision in get_args(Decided)]
         query = (
             select(month, func.count().label("all"), *counts)
-            .where(visible_to(Prediction, caller.user_id), *wanted.conditions())
+            .where(*wanted.conditions(caller))
             .group_by(month)
             .order_by(month.desc())
         )
@@ -235,14 +255,10 @@ class History:
 
 
 def _write_cursor(last: Prediction, sort: Sort) -> str:
-    melanoma = -1.0 if last.abstained else last.probabilities[3]
-    key = melanoma if sort == "melanoma" else (last.created_at - _EPOCH) // _MICROSECOND
-    return base64.urlsafe_b64encode(_CURSORS[sort].pack(key, last.id.bytes)).decode()
+    if sort == "melanoma":
+        return cursors.after_score(-1.0 if last.abstained else last.probabilities[3], last.id)
+    return cursors.after_time(last.created_at, last.id)
 
 
 def _read_cursor(cursor: str, sort: Sort) -> tuple[Any, UUID]:
-    try:
-        key, raw_id = _CURSORS[sort].unpack(base64.urlsafe_b64decode(cursor.encode()))
-        return (key if sort == "melanoma" else _EPOCH + timedelta(microseconds=key)), UUID(bytes=raw_id)
-    except (binascii.Error, struct.error, ValueError, OverflowError) as error:
-        raise RequestInvalid("This cursor is not valid; start again without one.") from error
+    return cursors.score_of(cursor) if sort == "melanoma" else cursors.time_of(cursor)

@@ -24,6 +24,7 @@ LANGUAGES: Final = ("en", "es", "ca")
 COOKIE: Final = "derm_language"
 """Holds the choice of a visitor; without it the browser's own preference counts."""
 COOKIE_BEHIND_TLS: Final = f"__Host-{COOKIE}"
+_DIGITS_MAX: Final = 8  # which tell any 32-bit probability from a threshold that it is not
 _FOLDER: Final = Path(__file__).with_name("locale")
 
 
@@ -57,23 +58,41 @@ def own_name(language: str) -> str:
     return (Locale.parse(language).get_display_name(language) or language).capitalize()
 
 
-def percent(value: float, language: str) -> str:
-    """A share (0…1) with one decimal, never rounded to a certainty that the model does not have."""
-    if 0 < value < 0.001:
-        return f"<\u00a0{_percent(0.001, language)}"
-    if 0.999 < value < 1:
-        return f">\u00a0{_percent(0.999, language)}"
-    return _percent(value, language)
+def percent(value: float, language: str, beside: float | None = None) -> str:
+    """A share (0…1) with one decimal, never rounded to a certainty that the model does not have.
+
+    `beside` is the threshold that it is compared with, or the share where this is the threshold: where one decimal
+    would make the two the same, both get as many as tell them apart.
+    """
+    for digits in range(1, _DIGITS_MAX):
+        shown = _percent(value, language, digits)
+        if beside is None or beside == value or shown != _percent(beside, language, digits):
+            return shown
+    return _percent(value, language, _DIGITS_MAX)
 
 
-def _percent(value: float, language: str) -> str:
-    shown = format_percent(value, "#,##0.0\u00a0%", locale=language)
+def _percent(value: float, language: str, digits: int) -> str:
+    least = 0.1 ** (2 + digits)
+    if 0 < value < least:
+        return f"<\u00a0{_rounded(least, language, digits)}"
+    if 1 - least < value < 1:
+        return f">\u00a0{_rounded(1 - least, language, digits)}"
+    return _rounded(value, language, digits)
+
+
+def _rounded(value: float, language: str, digits: int) -> str:
+    shown = format_percent(value, f"#,##0.{'0' * digits}\u00a0%", locale=language)
     return shown.replace("\u00a0\u00a0", "\u00a0")
 
 
 def when(moment: datetime, language: str) -> str:
     """A point in time in UTC, so that a printed page reads the same everywhere."""
     return f"{format_datetime(moment.astimezone(UTC), 'd MMM y, HH:mm', locale=language)} UTC"
+
+
+def day(moment: datetime, language: str) -> str:
+    """The day of a point in time, in UTC."""
+    return format_datetime(moment.astimezone(UTC), "d MMM y", locale=language)
 
 
 def number(value: float, language: str, decimals: int = 0) -> str:

@@ -174,6 +174,14 @@ class Prediction(Base):
         UniqueConstraint("owner_id", "idempotency_key"),
         # Serves "newest first, from this row on" for one owner straight from the index.
         Index("ix_predictions_history", "owner_id", text("created_at DESC"), text("id DESC")),
+        # The same with the highest melanoma probability first. The expression is that of `history.py`, with line breaks
+        # where PostgreSQL has them when it tells an index, so that Alembic can compare the two.
+        Index(
+            "ix_predictions_melanoma",
+            "owner_id",
+            text("(\nCASE\n WHEN abstained THEN '-1'::real\n ELSE probabilities[4]\nEND) DESC"),
+            text("id DESC"),
+        ),
     )
 
     id: Mapped[uuid.UUID] = mapped_column(primary_key=True, default=uuid.uuid4)

@@ -20,12 +20,13 @@ from sqlalchemy import bindparam, select
 from sqlalchemy.dialects.postgresql import insert
 
 from dermserve import image, labels
-from dermserve.errors import IdempotencyConflict, InferenceUnavailable, Unauthenticated
+from dermserve.errors import DermserveError, IdempotencyConflict, InferenceUnavailable, Unauthenticated
 from dermserve.model_card import ModelCard
 from frontend.access import Caller
+from frontend.context import Context
 from frontend.database import Database, Statement
 from frontend.grouped import Grouped
-from frontend.lesions import Context, Lesions
+from frontend.lesions import Lesions, Named
 from frontend.metrics import Metrics
 from frontend.models import Prediction
 from frontend.ownership import visible_to
@@ -114,12 +115,13 @@ class Predictions:
         outputs = await self._infer(data, bulk=caller.machine)
         runtime, precision = await self._runtime_and_precision()
         probabilities = outputs["probabilities"][0]
+        named = await self._lesion(caller, context)
         row: dict[str, object] = {
             "id": uuid4(),
             "owner_id": caller.user_id,
             "idempotency_key": key,
             "filename": filename,
-            "lesion_id": await self._lesion(caller, context),
+            "lesion_id": named.id if named else None,
             "body_site": context.body_site,
             "note": context.note,
             "image_sha256": digest,
@@ -141,13 +143,23 @@ class Predictions:
             "model_runtime": runtime,
             "preprocessing": self._card.preprocessing,
         }
-        analysed = await self._store(caller, key, digest, row)
+        try:
+            analysed = await self._store(caller, key, digest, row, context)
+        except DermserveError:
+            await self._withdraw(caller, named)
+            raise
+        if not analysed.created:
+            await self._withdraw(caller, named)
         if analysed.created:
             self._metrics.predicted(refer=analysed.prediction.refer, abstained=analysed.prediction.abstained)
         return analysed
 
-    async def _lesion(self, caller: Caller, context: Context) -> UUID | None:
+    async def _lesion(self, caller: Caller, context: Context) -> Named | None:
         return await self._lesions.ensure(caller, context.lesion, context.body_site) if context.lesion else None
+
+    async def _withdraw(self, caller: Caller, named: Named | None) -> None:
+        if named is not None and named.made:
+            await self._lesions.withdraw(caller, named.id)
 
     async def close(self) -> None:
         """Return when every result under way is committed or refused."""
@@ -166,14 +178,19 @@ class Predictions:
         found = {(row["owner_id"], row["idempotency_key"]): row for row in rows}
         return [found.get(one) for one in wanted]
 
-    async def _store(self, caller: Caller, key: str, digest: bytes, row: dict[str, object]) -> Analysed:
+    async def _store(
+        self, caller: Caller, key: str, digest: bytes, row: dict[str, object], context: Context
+    ) -> Analysed:
+        again = True
         while True:
             try:
                 created_at = await self._store_in_group(row)
             except asyncpg.ForeignKeyViolationError as error:
                 if row["lesion_id"] is None:
                     raise Unauthenticated("This account was deleted.") from error
-                row = row | {"lesion_id": None}  # the lesion was deleted meanwhile; the result is not lost for that
+                # The lesion was deleted meanwhile: it is made once more, and the result is not lost if it goes again.
+                named = await self._lesion(caller, context) if again else None
+                row, again = row | {"lesion_id": named.id if named else None}, False
                 continue
             if created_at is not None:
                 return Analysed(Prediction(**row, created_at=created_at), created=True)

@@ -107,6 +107,7 @@ def _environment(language: str) -> Environment:
         "percent": partial(i18n.percent, language=language),
         "number": partial(i18n.number, language=language),
         "when": partial(i18n.when, language=language),
+        "day": partial(i18n.day, language=language),
         "point_name": point_name,
         "data_name": data_name,
         "measure_name": measure_name,

@@ -28,7 +28,7 @@ from dermserve.errors import (
     RequestTimeout,
     UnsupportedImageType,
 )
-from frontend.lesions import Context
+from frontend.context import Context
 
 FILENAME_HEADER: Final = "x-filename"
 CONTEXT_HEADERS: Final = {"lesion": "x-lesion", "body_site": "x-body-site", "note": "x-note"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from datetime import UTC
 from typing import Any, Final
 from urllib.parse import urlencode
@@ -18,9 +18,9 @@ from dermserve import image, labels
 from dermserve.errors import RequestInvalid
 from dermserve.model_card import ModelCard, OperatingPoint
 from frontend.access import Caller
+from frontend.context import BODY_SITES, NAME_MAX, NOTE_MAX, Context
 from frontend.dependencies import FormDep, Services, ServicesDep, UserDep, VisitDep
 from frontend.history import Filter
-from frontend.lesions import BODY_SITES, NAME_MAX, NOTE_MAX, Context
 from frontend.models import Prediction
 from frontend.pages.public import SAMPLES
 from frontend.pages.rendering import page
@@ -43,6 +43,7 @@ _FORMULA: Final = (
 )  # full-width ones, too: some locales run them
 _CAM_LIMIT: Final = 10.0
 _COMPARED: Final = 4
+_OFFERED: Final = 50
 
 
 @router.get("/upload")
@@ -109,6 +110,10 @@ async def history(
     """Results, filtered and sorted as the address says, and what they add up to."""
     wanted = Filter.of(request.query_params)
     found = await services.history.page(user, limit=_PER_PAGE, cursor=cursor or None, wanted=wanted)
+    choices = await _choices(services, user)
+    if wanted.lesion and wanted.lesion not in {one.id for one in choices["lesions"]}:
+        chosen = await services.lesions.names(user, {wanted.lesion})
+        choices["lesions"] = [*({"id": key, "name": name} for key, name in chosen.items()), *choices["lesions"]]
     kept = urlencode([(name, value) for name, value in request.query_params.items() if name != "cursor" and value])
     return page(
         request,
@@ -121,7 +126,7 @@ async def history(
         query=kept,
         names=await services.lesions.names(user, {row.lesion_id for row in found.items if row.lesion_id}),
         summary=await services.history.summary(user, wanted) if cursor is None else None,
-        **await _choices(services, user),
+        **choices,
     )
 
 
@@ -145,19 +150,19 @@ async def history_json(request: Request, services: ServicesDep, user: UserDep) -
 async def compare(request: Request, services: ServicesDep, visit: VisitDep, user: UserDep) -> Response:
     """Some results side by side, each over the user's own copy of its image."""
     try:
-        ids = list(dict.fromkeys(UUID(one) for one in request.query_params.getlist("id")))[:_COMPARED]
+        ids = list(dict.fromkeys(UUID(one) for one in request.query_params.getlist("id")))
     except ValueError as error:
         raise RequestInvalid("Results are named by their ids.") from error
-    rows = [await services.history.get(user, one) for one in ids]
+    rows = [await services.history.get(user, one) for one in ids[:_COMPARED]]
     rows.sort(key=lambda row: row.created_at)
     contexts = [await result_context(services, user, row) for row in rows]
-    return page(request, visit, "compare.html", results=contexts, most=_COMPARED)
+    return page(request, visit, "compare.html", results=contexts, chosen=len(ids), most=_COMPARED)
 
 
 async def _choices(services: Services, user: Caller) -> dict[str, Any]:
-    """What the fields about an image offer."""
+    """What the fields about an image offer: of the lesions the newest; a script finds the others as one types."""
     return {
-        "lesions": await services.lesions.all(user),
+        "lesions": await services.lesions.latest(user, limit=_OFFERED),
         "body_sites": BODY_SITES,
         "lesion_max": NAME_MAX,
         "note_max": NOTE_MAX,
@@ -198,8 +203,7 @@ async def _csv(services: Services, user: Caller, wanted: Filter) -> AsyncIterato
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\r\n")
     writer.writerow([*labels.CSV_HEADER, "analysed_at", "lesion"])
-    names = {lesion.id: lesion.name for lesion in await services.lesions.all(user)}
-    async for row in services.history.all(user, wanted=wanted):
+    async for row, names in _with_names(services, user, wanted):
         at = row.created_at.astimezone(UTC).isoformat(timespec="seconds")
         lesion = names.get(row.lesion_id, "") if row.lesion_id else ""
         # An abstained row has no figures: out of their page nothing would say that they mean nothing.
@@ -213,13 +217,22 @@ async def _csv(services: Services, user: Caller, wanted: Filter) -> AsyncIterato
 
 
 async def _json(services: Services, user: Caller, wanted: Filter) -> AsyncIterator[str]:
-    names = {lesion.id: lesion.name for lesion in await services.lesions.all(user)}
     before = "["
-    async for row in services.history.all(user, wanted=wanted):
+    async for row, names in _with_names(services, user, wanted):
         found = {"filename": row.filename, **Result.of(row, lesions=names).model_dump(mode="json")}
         yield f"{before}\n{json.dumps(found, ensure_ascii=False)}"
         before = ","
     yield "\n]\n" if before == "," else "[]\n"
+
+
+async def _with_names(
+    services: Services, user: Caller, wanted: Filter
+) -> AsyncIterator[tuple[Prediction, Mapping[UUID, str]]]:
+    """Every result, newest first, with names of lesions by id, its own among them."""
+    async for rows in services.history.pages(user, wanted=wanted):
+        names = await services.lesions.names(user, {row.lesion_id for row in rows if row.lesion_id})
+        for row in rows:
+            yield row, names
 
 
 def plain_text(value: str) -> str:

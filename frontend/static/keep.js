@@ -27,15 +27,32 @@ async function act(mode, work) {
   });
 }
 
-/** Whether the user asked for it; `want` changes that, and forgets everything where it is no longer wanted. */
-export const wanted = () => localStorage.getItem(WANTED) === "yes";
+/** Whether the user asked for it; a browser may forbid pages even to look. */
+export function wanted() {
+  try {
+    return localStorage.getItem(WANTED) === "yes";
+  } catch {
+    return false;
+  }
+}
 
+/** Change that, and forget everything where it is no longer wanted; false where this browser keeps nothing. */
 export async function want(yes) {
-  if (yes) localStorage.setItem(WANTED, "yes");
-  else await forget();
+  if (!yes) {
+    await forget();
+    return true;
+  }
+  try {
+    await act("readonly", (images) => images.count());
+    localStorage.setItem(WANTED, "yes");
+    return true;
+  } catch {
+    return false;
+  }
 }
 
 export async function keep(sha256, file) {
+  if (!wanted()) return;
   try {
     await act("readwrite", (images) => images.put(file, sha256));
   } catch {
@@ -54,7 +71,11 @@ export async function kept(sha256) {
 }
 
 export async function forget() {
-  localStorage.removeItem(WANTED);
+  try {
+    localStorage.removeItem(WANTED);
+  } catch {
+    // Nothing was wanted in such a browser.
+  }
   try {
     await act("readwrite", (images) => images.clear());
   } catch {

@@ -1,7 +1,10 @@
 // Uploads: choose or drop files, send each to the API with its progress, show the result in place.
+import { megabytes, percent } from "./figures.js";
 import { keep, want, wanted } from "./keep.js";
+import { look, siteWords } from "./lesion.js";
 import { bind, show } from "./overlay.js";
 import { checkReadiness } from "./readiness.js";
+import { csrfToken, onResume, pause, paused } from "./resume.js";
 
 const AT_ONCE = 2;
 const TRIES = 6;
@@ -10,6 +13,7 @@ const WORDS = JSON.parse(document.getElementById("words").textContent);
 const PERMANENT = new Set([
   "image_empty", "image_too_large", "image_too_small", "unsupported_media_type", "image_undecodable", "image_invalid",
 ]);
+const ENDED = new Set(["unauthenticated", "forbidden"]); // no session, or a newer one than this page's
 const SEE_DETAIL = new Set(["image_too_large", "image_too_small", "unsupported_media_type"]);
 
 const form = document.getElementById("upload");
@@ -39,7 +43,15 @@ document.addEventListener("paste", (event) => {
   add(event.clipboardData.files);
 });
 keeping.checked = wanted();
-keeping.addEventListener("change", () => want(keeping.checked));
+keeping.addEventListener("change", async () => {
+  const done = await want(keeping.checked);
+  document.getElementById("keep-status").textContent = done ? "" : say("not_kept");
+  keeping.checked = wanted();
+});
+onResume(() => {
+  keeping.checked = wanted(); // whoever logs out or comes to the login page forgets what was kept
+  next();
+});
 form.addEventListener("submit", (event) => event.preventDefault());
 for (const name of ["dragover", "dragleave", "drop"]) {
   // On the whole page: a file dropped beside the field must not make the browser leave for it.
@@ -70,7 +82,7 @@ function add(files) {
 }
 
 function next() {
-  while (running < AT_ONCE && waiting.length > 0) {
+  while (!paused() && running < AT_ONCE && waiting.length > 0) {
     running += 1;
     waiting.shift().send().finally(() => {
       running -= 1;
@@ -85,21 +97,20 @@ function say(key, values = {}) {
   return (WORDS[key] ?? WORDS.failed).replace(/\{(\w+)\}/g, (_, name) => values[name]);
 }
 
-/** A share (0…1) as the pages write it: never rounded to a certainty that the model does not have. */
-function percent(share) {
-  const digits = new Intl.NumberFormat(document.documentElement.lang, { minimumFractionDigits: 1, maximumFractionDigits: 1 });
-  const shown = (value) => `${digits.format(100 * value)}\u00a0%`;
-  if (share > 0 && share < 0.001) return `<\u00a0${shown(0.001)}`;
-  if (share > 0.999 && share < 1) return `>\u00a0${shown(0.999)}`;
-  return shown(share);
+/** Resolves after so many seconds, or at once when `signal` is aborted. */
+function wait(seconds, signal) {
+  return new Promise((resolve) => {
+    const timer = setTimeout(resolve, 1000 * seconds);
+    signal.addEventListener("abort", () => {
+      clearTimeout(timer);
+      resolve();
+    });
+  });
 }
 
-function megabytes(bytes) {
-  return `${(bytes / 1048576).toFixed(1)} MB`;
-}
-
-function pause(seconds) {
-  return new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
+/** What an item says of the lesion that its image belongs to. */
+function lesionWords(name, site) {
+  return name ? [say("lesion", { name }), site && siteWords(site)].filter(Boolean).join(", ") : "";
 }
 
 class Item {
@@ -107,7 +118,7 @@ class Item {
     this.file = file;
     this.open = open;
     this.over = false;
-    this.request = null;
+    this.stop = new AbortController();
     this.context = Object.fromEntries(
       Object.entries(fields).map(([header, id]) => [header, encodeURIComponent(document.getElementById(id).value)]));
     this.element = template.content.firstElementChild.cloneNode(true);
@@ -121,6 +132,8 @@ class Item {
     this.retry.addEventListener("click", () => this.again());
     this.cancel.addEventListener("click", () => this.abort());
     this.status.textContent = say("waiting");
+    this.lesion = this.element.querySelector(".item-lesion");
+    this.lesion.textContent = lesionWords(...["lesion", "body_site"].map((id) => document.getElementById(id).value.trim()));
     items.prepend(this.element);
     drawn = drawn.then(() => this.drawThumb());
   }
@@ -139,12 +152,20 @@ class Item {
 
   /** Send until there is an answer; a repeat is free because the server knows the bytes. */
   async send() {
-    for (let attempt = 1; !this.over; attempt++) {
+    const { signal } = this.stop = new AbortController(); // ends this run, whatever it waits for, and no later one
+    for (let attempt = 1; ; attempt++) {
       this.status.textContent = say("uploading");
-      const answer = await this.post();
-      if (this.over) return;
+      const answer = await this.post(signal);
+      if (signal.aborted) return;
       if (answer.ok) {
         this.succeed(answer.body, answer.repeat);
+        return;
+      }
+      this.bar.value = 0;
+      if (ENDED.has(answer.code)) {
+        this.status.textContent = say("paused");
+        waiting.unshift(this);
+        pause();
         return;
       }
       const passing = answer.retryAfter > 0 || answer.code === "network";
@@ -154,19 +175,19 @@ class Item {
       }
       checkReadiness();
       const seconds = answer.retryAfter || 2 * attempt;
-      this.bar.value = 0;
       this.status.textContent = `${say(answer.code)} ${say("again", { seconds })}`;
-      await pause(seconds);
+      await wait(seconds, signal);
+      if (signal.aborted) return;
     }
   }
 
-  post() {
+  post(signal) {
     return new Promise((resolve) => {
       const request = new XMLHttpRequest();
-      this.request = request;
+      signal.addEventListener("abort", () => request.abort());
       request.open("POST", "/v1/predictions");
       request.setRequestHeader("Content-Type", "application/octet-stream");
-      request.setRequestHeader("X-CSRF-Token", form.dataset.csrf);
+      request.setRequestHeader("X-CSRF-Token", csrfToken());
       request.setRequestHeader("X-Filename", encodeURIComponent(this.file.name));
       for (const [header, value] of Object.entries(this.context)) request.setRequestHeader(header, value);
       request.timeout = 180000;
@@ -204,7 +225,7 @@ class Item {
     const place = waiting.indexOf(this);
     if (place >= 0) waiting.splice(place, 1);
     this.finish(say("cancelled"));
-    this.request?.abort();
+    this.stop.abort();
     this.retry.hidden = false;
   }
 
@@ -229,6 +250,7 @@ class Item {
 
   succeed(result, repeat) {
     const { refer, threshold } = result.decision;
+    const { melanoma } = result.probabilities;
     const tag = document.createElement("span");
     const kind = result.quality.abstained ? "abstained" : refer ? "refer" : "below";
     tag.className = `tag ${kind}`;
@@ -236,13 +258,15 @@ class Item {
     this.finish("");
     const words = kind === "abstained"
       ? say("unlike")
-      : say("figures", { melanoma: percent(result.probabilities.melanoma), threshold: percent(threshold) });
+      : say("figures", { melanoma: percent(melanoma, threshold), threshold: percent(threshold, melanoma) });
     this.status.append(tag, `${words} `);
     const link = document.createElement("a");
     link.href = `/predictions/${result.id}`;
     link.textContent = say("open");
     this.status.append(link);
     if (repeat) this.status.append(` ${say("repeat")}`);
+    this.lesion.textContent = lesionWords(result.context?.lesion, result.context?.body_site);
+    if (result.context?.lesion) look(); // it exists from now on
     if (keeping.checked) keep(result.image.sha256, this.file);
     const details = this.element.querySelector("details");
     details.hidden = false;

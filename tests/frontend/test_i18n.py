@@ -18,8 +18,8 @@ from dermserve.model_card import Estimate, ModelCard
 from dermserve.settings import Settings
 from frontend import i18n, templating
 from frontend.access import Role
+from frontend.context import BODY_SITES, NAME_MAX, NOTE_MAX, Context
 from frontend.identity import passwords
-from frontend.lesions import BODY_SITES, NAME_MAX, NOTE_MAX, Context
 from tests.frontend.browsing import Browser
 from tests.frontend.conftest import Server, make_card
 

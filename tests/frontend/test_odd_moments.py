@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
 import httpx
 import pytest
@@ -24,6 +23,7 @@ from frontend.access import Caller
 from frontend.database import Database, migrate
 from frontend.identity.keys import Keys
 from frontend.identity.users import Users
+from frontend.lesions import Named
 from frontend.vault import KEY_FILE, Vault
 from tests.frontend.browsing import Browser
 from tests.frontend.conftest import PASSWORD, Cluster, Server, execute, new_email, new_key
@@ -45,9 +45,9 @@ def test_lesion_deleted_before_the_result_is_stored(
     lesions = server.services().lesions
     ensure = lesions.ensure
 
-    async def ensure_and_delete(caller: Caller, name: str, site: str | None) -> UUID:
+    async def ensure_and_delete(caller: Caller, name: str, site: str | None) -> Named:
         found = await ensure(caller, name, site)
-        await lesions.delete(caller, found)
+        await lesions.delete(caller, found.id)
         return found
 
     monkeypatch.setattr(lesions, "ensure", ensure_and_delete)
