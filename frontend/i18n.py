@@ -72,7 +72,7 @@ def percent(value: float, language: str, beside: float | None = None) -> str:
 
 
 def _percent(value: float, language: str, digits: int) -> str:
-    least = 0.1 ** (2 + digits)
+    least = 10.0 ** -(2 + digits)
     if 0 < value < least:
         return f"<\u00a0{_rounded(least, language, digits)}"
     if 1 - least < value < 1:

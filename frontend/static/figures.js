@@ -17,7 +17,7 @@ function written(share, digits) {
   const format = new Intl.NumberFormat(document.documentElement.lang,
     { minimumFractionDigits: digits, maximumFractionDigits: digits });
   const shown = (value) => `${format.format(100 * value)}\u00a0%`;
-  const least = 0.1 ** (2 + digits);
+  const least = 10 ** -(2 + digits);
   if (share > 0 && share < least) return `<\u00a0${shown(least)}`;
   if (share > 1 - least && share < 1) return `>\u00a0${shown(1 - least)}`;
   return shown(share);

@@ -175,6 +175,25 @@ def test_figures_are_written_as_in_the_language(language: str) -> None:
     assert i18n.number(0.8743, decimals=3, language=language) == "0,874"
 
 
+@pytest.mark.parametrize(
+    ("share", "threshold", "shown"),
+    [
+        (0.12, 0.12, ("12.0\u00a0%", "12.0\u00a0%")),
+        (0.3, 0.12, ("30.0\u00a0%", "12.0\u00a0%")),
+        (0.1196, 0.12, ("11.96\u00a0%", "12.00\u00a0%")),
+        (0.12004, 0.12, ("12.004\u00a0%", "12.000\u00a0%")),
+        (0.11999999731779099, 0.12, ("11.9999997\u00a0%", "12.0000000\u00a0%")),
+        (0.0004, 0.0006, ("0.04\u00a0%", "0.06\u00a0%")),
+        (0.9999, 0.9995, ("99.99\u00a0%", "99.95\u00a0%")),
+        (0.001, 0.5, ("0.1\u00a0%", "50.0\u00a0%")),
+    ],
+)
+def test_figures_beside_a_threshold(share: float, threshold: float, shown: tuple[str, str]) -> None:
+    assert (i18n.percent(share, "en", threshold), i18n.percent(threshold, "en", share)) == shown
+    spanish = tuple(one.replace(".", ",") for one in shown)
+    assert (i18n.percent(share, "es", threshold), i18n.percent(threshold, "es", share)) == spanish
+
+
 def test_page_in_the_language_that_the_browser_prefers(server: Server) -> None:
     page = httpx.get(server.url, headers={"Accept": "text/html", "Accept-Language": "es"})
     assert '<html lang="es">' in page.text

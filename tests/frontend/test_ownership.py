@@ -140,7 +140,9 @@ def test_the_owner_still_has_everything(owner: Owner, server: Server) -> None:
     assert (row["role"], row["disabled_at"]) == ("clinician", None)
 
 
-@pytest.mark.parametrize("path", ["/v1/predictions", "/history", "/history.csv", "/history.json", "/lesions"])
+@pytest.mark.parametrize(
+    "path", ["/v1/predictions", "/history", "/history.csv", "/history.json", "/lesions", "/lesions/named"]
+)
 def test_lists_and_exports_hold_nothing_of_anothers(owner: Owner, other: httpx.Client, path: str) -> None:
     text = other.get(path).text
     assert owner.ids["result"] not in text
@@ -149,6 +151,21 @@ def test_lists_and_exports_hold_nothing_of_anothers(owner: Owner, other: httpx.C
 
 def test_filter_by_anothers_lesion_finds_nothing(owner: Owner, other: httpx.Client) -> None:
     assert other.get("/v1/predictions", params={"lesion": owner.ids["lesion"]}).json()["items"] == []
+
+
+@pytest.mark.parametrize("typed", ["hidden spot", "hidden", ""])
+def test_typed_name_finds_nothing_of_anothers(owner: Owner, other: httpx.Client, typed: str) -> None:
+    answer = other.get("/lesions/named", headers={"X-Lesion": typed, "Accept": "application/json"})
+    if answer.status_code == 200:
+        assert (answer.json()["known"], answer.json()["like"]) == (False, [])
+    else:
+        assert answer.status_code == 401
+    assert owner.browser.client.get("/lesions/named", headers={"X-Lesion": typed}).json()["like"] == ["hidden spot"]
+
+
+def test_search_finds_nothing_by_anothers_lesion(owner: Owner, other: httpx.Client) -> None:
+    assert other.get("/v1/predictions", params={"search": "hidden spot"}).json()["items"] == []
+    assert len(owner.browser.client.get("/v1/predictions", params={"search": "hidden spot"}).json()["items"]) == 1
 
 
 def test_own_result_cannot_be_put_into_anothers_lesion(owner: Owner, server: Server, jpegs: list[bytes]) -> None:

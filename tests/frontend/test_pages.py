@@ -57,7 +57,17 @@ def test_pages_say_what_this_is_and_run_nothing_inline(server: Server, path: str
     assert not re.search(r"<script(?![^>]*\bsrc=)|<style|\sstyle=|\son\w+=|https?://(?!127\.0\.0\.1)", page)
 
 
-OWN = ["/upload", "/history", "/history.csv", "/history.json", "/keys", "/lesions", "/compare", "/profile"]
+OWN = [
+    "/upload",
+    "/history",
+    "/history.csv",
+    "/history.json",
+    "/keys",
+    "/lesions",
+    "/lesions/named",
+    "/compare",
+    "/profile",
+]
 OWN += ["/profile/export.json", "/admin", "/admin/audit", f"/predictions/{uuid4()}", f"/lesions/{uuid4()}"]
 
 
