@@ -15,7 +15,7 @@ from fastapi import APIRouter, Request, Response
 from starlette.responses import RedirectResponse
 
 from dermserve import image, labels
-from dermserve.errors import RequestInvalid
+from dermserve.errors import RequestInvalid, TooManyLesions
 from dermserve.model_card import ModelCard, OperatingPoint
 from frontend.access import Caller
 from frontend.context import BODY_SITES, NAME_MAX, NOTE_MAX, Context
@@ -87,11 +87,11 @@ async def change(
     """Say which lesion the image shows, where it is, and anything else."""
     try:
         said = Context.of(form.get("lesion"), form.get("body_site"), form.get("note"))
-    except RequestInvalid as error:
+        await services.history.change(user, prediction_id, said)
+    except (RequestInvalid, TooManyLesions) as error:
         row = await services.history.get(user, prediction_id)
         choices = await _choices(services, user)
         return page(request, visit, "result.html", error=error, **choices, **await result_context(services, user, row))
-    await services.history.change(user, prediction_id, said)
     return RedirectResponse(f"/predictions/{prediction_id}", 303)
 
 
@@ -156,7 +156,8 @@ async def compare(request: Request, services: ServicesDep, visit: VisitDep, user
     rows = [await services.history.get(user, one) for one in ids[:_COMPARED]]
     rows.sort(key=lambda row: row.created_at)
     contexts = [await result_context(services, user, row) for row in rows]
-    return page(request, visit, "compare.html", results=contexts, chosen=len(ids), most=_COMPARED)
+    models = len({(row.model_name, row.model_version, row.model_precision) for row in rows})
+    return page(request, visit, "compare.html", results=contexts, models=models, chosen=len(ids), most=_COMPARED)
 
 
 async def _choices(services: Services, user: Caller) -> dict[str, Any]:

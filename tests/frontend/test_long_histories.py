@@ -128,7 +128,10 @@ def test_so_many_lesions_and_no_more(member: Browser, jpegs: list[bytes], monkey
     assert (refused["status"], refused["code"]) == (409, "too_many_lesions")
     assert len(member.client.get("/v1/predictions").json()["items"]) == 2
     assert send(member, jpegs[2], lesion="spot 1")["status"] == 201
-    assert send(member, jpegs[3])["status"] == 201
+    last = send(member, jpegs[3])
+    assert last["status"] == 201
+    page = member.post(f"/predictions/{last['id']}/context", page="/profile", lesion="spot 3")
+    assert (page.status_code, "There are too many lesions" in page.text) == (409, True)
 
 
 def at_once(member: Browser, *uploads: tuple[bytes, str]) -> list[dict[str, Any]]:
@@ -228,6 +231,14 @@ def test_five_to_compare_are_not_silently_four(member: Browser, jpegs: list[byte
     assert "5 results were chosen, and at most 4 can be compared" in page
     assert page.count('class="overlay"') == 4
     assert "can be compared" not in member.get("/compare?" + "&".join(f"id={one}" for one in ids[:4])).text
+
+
+def test_compared_results_of_different_models(member: Browser, server: Server, jpegs: list[bytes]) -> None:
+    ids = [send(member, data)["id"] for data in jpegs[:2]]
+    path = f"/compare?id={ids[0]}&id={ids[1]}"
+    assert "different models or precisions" not in member.get(path).text
+    execute(server, "UPDATE predictions SET model_precision = 'INT8' WHERE id = $1::text::uuid", ids[0])
+    assert "different models or precisions" in member.get(path).text
 
 
 @pytest.mark.parametrize(("path", "times"), [("/predictions/{id}", 2), ("/history", 1), ("/lesions", 1)])

@@ -107,6 +107,7 @@ def test_another_name_on_the_page_of_a_result(page: Page, files: list[Path]) -> 
     page.get_by_label("Body site").select_option("lower extremity")
     choose(page, files[1])
     page.locator(".item-status a").first.click()
+    page.wait_for_url("**/predictions/*")
     page.get_by_text("Lesion, body site and note").click()
     known = page.locator("#lesion-known")
     expect(known).to_be_hidden()
@@ -179,6 +180,8 @@ def test_browser_that_forbids_storage(page: Page, files: list[Path]) -> None:
     choose(page, files[0])
     overlay_canvas(page)
     page.locator(".item-status a").click()
+    page.wait_for_url("**/predictions/*")
+    page.wait_for_load_state()  # its scripts answer the choice of a file
     page.locator(".overlay-file").set_input_files(files[0])
     overlay_canvas(page)
     page.get_by_role("button", name="Log out").click()
