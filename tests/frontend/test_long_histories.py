@@ -20,7 +20,7 @@ from frontend import lesions
 from frontend.access import Caller
 from frontend.database import Database
 from frontend.history import Filter, History
-from frontend.lesions import Lesions, Score
+from frontend.lesions import Lesions, Named, Score
 from frontend.pages.trend import POINTS, trend
 from tests.frontend.browsing import Browser
 from tests.frontend.conftest import Server, execute
@@ -158,22 +158,52 @@ def test_repeats_at_once_leave_no_lesion_without_images(member: Browser, server:
     assert set(re.findall(r'href="/lesions/[0-9a-f-]+">([^<]+)</a>', page)) == {kept, "another"}
 
 
-def test_lesion_of_a_repeat_stays_where_another_image_belongs_to_it(
+def test_result_keeps_its_lesion_though_a_repeat_took_it_back(
+    member: Browser, server: Server, jpegs: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = server.services().lesions
+    ensure = service.ensure
+    made: list[Named] = []
+
+    async def ensure_and_withdraw_once(caller: Caller, name: str, site: str | None) -> Named:
+        made.append(await ensure(caller, name, site))
+        if len(made) == 1:
+            await service.withdraw(caller, made[0].id)
+        return made[-1]
+
+    monkeypatch.setattr(service, "ensure", ensure_and_withdraw_once)
+    kept = send(member, jpegs[0], lesion="arm")
+    assert (kept["status"], kept["context"]["lesion"]) == (201, "arm")
+    assert len(made) == 2
+    assert "1" in re.findall(r'data-label="Images" class="number">(\d+)', member.get("/lesions").text)
+
+
+def test_lesion_is_not_taken_back_from_under_a_result_that_is_being_stored(
     member: Browser, server: Server, jpegs: list[bytes]
 ) -> None:
-    server.stand_in.delay_s = 0.3
-    for number in range(5):
-        name = f"spot {number}"
-        data = jpegs[0][:2] + b"\xff\xfe\x00\x06%04d" % number + jpegs[0][2:]
-        other = jpegs[1][:2] + b"\xff\xfe\x00\x06%04d" % number + jpegs[1][2:]
-        answers = at_once(member, (data, "first"), (data, name), (other, name))
-        ids = [one["id"] for one in answers]
-        [row] = execute(
-            server,
-            "SELECT count(*) AS lost FROM predictions WHERE id::text = ANY($1) AND lesion_id IS NULL",
-            ids,
-        )
-        assert row["lost"] == 0
+    result = send(member, jpegs[0])["id"]
+    [user] = execute(server, "SELECT id FROM users WHERE email = $1", member.email)
+    caller = Caller(UUID(str(user["id"])), "x")
+
+    async def run() -> int:
+        database = Database(str(server.settings.database_url))
+        service = Lesions(database)
+        made = await service.ensure(caller, "arm", None)
+        connection = await asyncpg.connect(server.settings.database_url)
+        storing = connection.transaction()
+        await storing.start()
+        await connection.execute("UPDATE predictions SET lesion_id = $2 WHERE id = $1::text::uuid", result, made.id)
+        withdrawing = asyncio.create_task(service.withdraw(caller, made.id))
+        await asyncio.sleep(0.3)
+        assert not withdrawing.done()
+        await storing.commit()
+        await withdrawing
+        left = await connection.fetchval("SELECT count(*) FROM predictions WHERE lesion_id = $1", made.id)
+        await connection.close()
+        await database.close()
+        return int(left)
+
+    assert asyncio.run(run()) == 1
 
 
 def asked_for(settings: Settings, owner: UUID, wanted: Filter) -> tuple[list[tuple[str, Sequence[Any]]], list[str]]:
