@@ -263,8 +263,7 @@ class Item {
     const link = document.createElement("a");
     link.href = `/predictions/${result.id}`;
     link.textContent = say("open");
-    this.status.append(link);
-    if (repeat) this.status.append(` ${say("repeat")}`);
+    this.status.append(link, repeat ? ` ${say("repeat")}` : "");
     this.lesion.textContent = lesionWords(result.context?.lesion, result.context?.body_site);
     if (result.context?.lesion) look(); // it exists from now on
     if (keeping.checked) keep(result.image.sha256, this.file);
