@@ -181,7 +181,7 @@ class Predictions:
     async def _store(
         self, caller: Caller, key: str, digest: bytes, row: dict[str, object], context: Context
     ) -> Analysed:
-        again = True
+        again, remade = True, None
         while True:
             try:
                 created_at = await self._store_in_group(row)
@@ -189,14 +189,15 @@ class Predictions:
                 if row["lesion_id"] is None:
                     raise Unauthenticated("This account was deleted.") from error
                 # The lesion was deleted meanwhile: it is made once more, and the result is not lost if it goes again.
-                named = await self._lesion(caller, context) if again else None
-                row, again = row | {"lesion_id": named.id if named else None}, False
+                remade = await self._lesion(caller, context) if again else None
+                row, again = row | {"lesion_id": remade.id if remade else None}, False
                 continue
             if created_at is not None:
                 return Analysed(Prediction(**row, created_at=created_at), created=True)
             # Somebody else sent the same key meanwhile; unless that row was deleted since, it is the answer.
             stored = await self._find(caller, key, digest)
             if stored is not None:
+                await self._withdraw(caller, remade)
                 return Analysed(stored, created=False)
 
     async def _store_each(self, rows: Sequence[dict[str, object]]) -> Sequence[datetime | None]:
