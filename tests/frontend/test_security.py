@@ -96,6 +96,11 @@ def test_mailed_link_does_not_get_around_the_second_factor(member: Browser, serv
     "password",
     [
         "1qaz2wsx3edc",
+        "1QAZ2WSX3EDC",
+        "correcthorsebatterystaple",
+        "barcelona1992",
+        "iloveyousomuch",
+        "short      \u3000 ",
         "Administrator",
         "passwordpassword",
         "abcdabcdabcd",
