@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import psutil
@@ -31,8 +31,13 @@ def own_stack(tmp_path: Path) -> Iterator[Stack]:
         stack.stop()
 
 
-def regions() -> set[str]:
-    return {path.name for pattern in ("dermserve_*", "PostgreSQL.*") for path in SHARED_MEMORY.glob(pattern)}
+def regions(processes: Iterable[psutil.Process]) -> set[Path]:
+    """The shared memory that these processes have mapped; other stacks have theirs beside it."""
+    found = set()
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            found |= {Path(one.path) for one in process.memory_maps()}
+    return {path for path in found if SHARED_MEMORY in path.parents and path.exists()}
 
 
 def test_killed_triton_comes_back_by_itself_and_nothing_is_lost(stack: Stack, api_key: str) -> None:
@@ -111,16 +116,16 @@ def test_killed_database_comes_back_with_what_was_acknowledged(own_stack: Stack)
 
 
 def test_sigterm_leaves_no_process_and_no_shared_memory(tmp_path: Path) -> None:
-    before = regions()
     stack = Stack(tmp_path / "state")
     stack.start()
     started = stack.processes()
     assert len(started) > 6
-    assert regions() > before
+    mapped = regions(started)
+    assert mapped
     assert stack.stop() == 0
     _, alive = psutil.wait_procs(started, timeout=5)
     assert alive == []
-    assert regions() == before
+    assert [path for path in mapped if path.exists()] == []
     assert not (tmp_path / "state/database.url").exists()
 
 
