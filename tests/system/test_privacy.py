@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import signal
 import tempfile
@@ -48,13 +49,20 @@ def places(stack: Stack) -> list[Path]:
 def holding(stack: Stack, marker: bytes, *more: Path) -> list[Path]:
     """Every file with the marker in it below the folders on the disk that the stack can write to, and `more`."""
     found = []
-    for place in (*places(stack), *more):
-        pattern = "**/*" if place != Path(tempfile.gettempdir()) else "derm*/**/*"
-        for path in place.glob(pattern):
-            with suppress(OSError):  # gone by now, or a socket
-                if path.is_file() and marker in path.read_bytes():
-                    found.append(path)
+    for path in (path for place in (*places(stack), *more) for path in _files(place)):
+        with suppress(OSError):  # gone by now, or a socket
+            if marker in path.read_bytes():
+                found.append(path)
     return found
+
+
+def _files(place: Path) -> Iterator[Path]:
+    """Every file below; of the machine's own temporary folder only what dermserve could have left there."""
+    for folder, folders, names in os.walk(place):  # unlike a glob it minds no folder that goes away meanwhile
+        if Path(folder) == Path(tempfile.gettempdir()):
+            folders[:] = [name for name in folders if name.startswith("derm")]
+            names[:] = [name for name in names if name.startswith("derm")]
+        yield from (path for name in names if (path := Path(folder, name)).is_file())
 
 
 def send_all(stack: Stack, marker: bytes, during: Callable[[int], None] = lambda _: None) -> list[int]:
