@@ -1,4 +1,4 @@
-"""What is kept: organisations, accounts, sessions, keys, lesions, results and the audit. An image is never among it."""
+"""What is kept: organisations, accounts, sessions, keys, lesions, results, the outbox and the audit; never an image."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from sqlalchemy import (
     DateTime,
     Double,
     ForeignKey,
+    Identity,
     Index,
     LargeBinary,
     MetaData,
@@ -39,13 +40,17 @@ class Base(DeclarativeBase):
 
 
 class Organisation(Base):
-    """A hospital or a practice. Its results are deleted `retention_days` after they were made; None keeps them."""
+    """A hospital or a practice. Its results are deleted `retention_days` after they were made; None keeps them.
+
+    `keeps_patients`: what DICOM objects say of a patient is kept, sealed, until their report was sent.
+    """
 
     __tablename__ = "organisations"
 
     id: Mapped[uuid.UUID] = mapped_column(primary_key=True, default=uuid.uuid4)
     name: Mapped[str] = mapped_column(unique=True)
     retention_days: Mapped[int | None]
+    keeps_patients: Mapped[bool] = mapped_column(server_default=text("false"))
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
@@ -214,3 +219,77 @@ class Prediction(Base):
     model_precision: Mapped[str]
     model_runtime: Mapped[str]
     preprocessing: Mapped[str]
+
+
+class Instance(Base):
+    """The DICOM image that a result is of: one frame of a SOP instance, of which `frames` belong together.
+
+    `patient` is what a report to a hospital's archive says of the patient, sealed (`vault.py`); None unless the
+    organisation wants it kept (`dicom/identifiers.py`).
+    """
+
+    __tablename__ = "instances"
+    __table_args__ = (UniqueConstraint("owner_id", "sop_instance_uid", "frame"),)
+
+    prediction_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("predictions.id", ondelete="CASCADE"), primary_key=True)
+    owner_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"))
+    sop_class_uid: Mapped[str]
+    sop_instance_uid: Mapped[str]
+    study_uid: Mapped[str]
+    series_uid: Mapped[str]
+    frame: Mapped[int]
+    frames: Mapped[int]
+    patient: Mapped[bytes | None]
+
+
+class Sender(Base):
+    """A DICOM node that may send: its AE title, the networks that it calls from, and whose results they become."""
+
+    __tablename__ = "senders"
+    __table_args__ = (UniqueConstraint("ae_title"),)
+
+    id: Mapped[uuid.UUID] = mapped_column(primary_key=True, default=uuid.uuid4)
+    owner_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), index=True)
+    ae_title: Mapped[str]
+    networks: Mapped[list[str]] = mapped_column(ARRAY(Text()))
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class Destination(Base):
+    """Where the results of an organisation are sent: a DICOM node, a DICOMweb server or a webhook.
+
+    `kind` is one of `outbox.Kind`, `address` an AE title with host and port or a URL; `secret`, sealed (`vault.py`),
+    signs a webhook's messages or is the DICOMweb server's bearer token.
+    """
+
+    __tablename__ = "destinations"
+
+    id: Mapped[uuid.UUID] = mapped_column(primary_key=True, default=uuid.uuid4)
+    organisation_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("organisations.id", ondelete="CASCADE"), index=True)
+    kind: Mapped[str]
+    address: Mapped[str]
+    secret: Mapped[bytes | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class Delivery(Base):
+    """The outbox: one result on its way to one destination, written in the transaction that stored the result.
+
+    It is done with `delivered_at`, or with `failed_at` once the destination refused it for good; before, it is due
+    again at `due_at`. A worker moves `due_at` on before it sends, so that no two send at the same time.
+    """
+
+    __tablename__ = "outbox"
+    __table_args__ = (
+        UniqueConstraint("prediction_id", "destination_id"),
+        Index("ix_outbox_due", "due_at", postgresql_where=text("delivered_at IS NULL AND failed_at IS NULL")),
+    )
+
+    id: Mapped[int] = mapped_column(BigInteger(), Identity(), primary_key=True)
+    prediction_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("predictions.id", ondelete="CASCADE"))
+    destination_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("destinations.id", ondelete="CASCADE"), index=True)
+    attempts: Mapped[int] = mapped_column(server_default="0")
+    due_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    delivered_at: Mapped[datetime | None]
+    failed_at: Mapped[datetime | None]
+    error: Mapped[str | None]

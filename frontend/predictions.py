@@ -8,34 +8,26 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
-from datetime import datetime
-from typing import Any, Final, NamedTuple, Protocol
-from uuid import UUID, uuid4
+from collections.abc import Sequence
+from typing import Final, Protocol
+from uuid import uuid4
 
-import asyncpg
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import bindparam, select
-from sqlalchemy.dialects.postgresql import insert
 
 from dermserve import image, labels
-from dermserve.errors import DermserveError, IdempotencyConflict, InferenceUnavailable, Unauthenticated
+from dermserve.errors import DermserveError, InferenceUnavailable
 from dermserve.model_card import ModelCard
 from frontend.access import Caller
 from frontend.context import Context
-from frontend.database import Database, Statement
-from frontend.grouped import Grouped
+from frontend.database import Database
 from frontend.lesions import Lesions, Named
 from frontend.metrics import Metrics
-from frontend.models import Prediction
-from frontend.ownership import visible_to
+from frontend.storage import LesionGone, Origin, Storage, Stored
 
 _NO_CONTEXT: Final = Context()
 _INLINE_BYTES: Final = 256 * 1024  # hashing more than this takes long enough to be worth a thread
 _RUNTIME_S: Final = 10.0
-
-_OwnKey = tuple[UUID, str]  # owner and idempotency key
 
 
 class Inference(Protocol):
@@ -52,13 +44,6 @@ class Inference(Protocol):
     async def close(self) -> None: ...
 
 
-class Analysed(NamedTuple):
-    """`created` is False where the same key and bytes had been analysed before."""
-
-    prediction: Prediction
-    created: bool
-
-
 class Predictions:
     """Analysis. `operating_point` names the point of the card that decides on referral."""
 
@@ -72,7 +57,7 @@ class Predictions:
         metrics: Metrics,
         lesions: Lesions,
     ) -> None:
-        self._database = database
+        self._storage = Storage(database)
         self._lesions = lesions
         self._inference = inference
         self._card = card
@@ -80,8 +65,6 @@ class Predictions:
         self._point = card.operating_point(operating_point)
         self._metrics = metrics
         self._runtime: tuple[float, tuple[str, str]] | None = None
-        self._find_in_group = Grouped(self._find_each)
-        self._store_in_group = Grouped(self._store_each)
 
     async def analyse(
         self,
@@ -91,7 +74,8 @@ class Predictions:
         key: str | None = None,
         filename: str | None = None,
         context: Context = _NO_CONTEXT,
-    ) -> Analysed:
+        origin: Origin | None = None,
+    ) -> Stored:
         """Score one image and commit the result; a repeat of the same key and bytes returns the stored one.
 
         Args:
@@ -100,6 +84,7 @@ class Predictions:
             key: idempotency key, unique per owner; by default the SHA-256 of `data`.
             filename: a cleaned name for people to recognise the result by.
             context: what the sender says about the image; of a repeat it changes nothing.
+            origin: the DICOM image that the bytes are of.
 
         Raises:
             ImageError: the image is refused.
@@ -109,19 +94,17 @@ class Predictions:
         """
         header, digest = await _examine(data)
         key = key or digest.hex()
-        stored = await self._find(caller, key, digest)
-        if stored is not None:
-            return Analysed(stored, created=False)
+        known = await self._storage.find(caller.user_id, key, digest)
+        if known is not None:
+            return Stored(known, created=False)
         outputs = await self._infer(data, bulk=caller.machine)
         runtime, precision = await self._runtime_and_precision()
         probabilities = outputs["probabilities"][0]
-        named = await self._lesion(caller, context)
         row: dict[str, object] = {
             "id": uuid4(),
             "owner_id": caller.user_id,
             "idempotency_key": key,
             "filename": filename,
-            "lesion_id": named.id if named else None,
             "body_site": context.body_site,
             "note": context.note,
             "image_sha256": digest,
@@ -143,16 +126,26 @@ class Predictions:
             "model_runtime": runtime,
             "preprocessing": self._card.preprocessing,
         }
-        try:
-            analysed = await self._store(caller, key, digest, row, context)
-        except DermserveError:
-            await self._withdraw(caller, named)
-            raise
-        if not analysed.created:
-            await self._withdraw(caller, named)
-        if analysed.created:
-            self._metrics.predicted(refer=analysed.prediction.refer, abstained=analysed.prediction.abstained)
-        return analysed
+        stored = await self._store(caller, row, origin, context)
+        if stored.created:
+            self._metrics.predicted(refer=stored.prediction.refer, abstained=stored.prediction.abstained)
+        return stored
+
+    async def _store(self, caller: Caller, row: dict[str, object], origin: Origin | None, context: Context) -> Stored:
+        """Store a result with the lesion that it is said to be of, which is made for it where there is none."""
+        for lesion_wanted in (True, True, False):  # deleted meanwhile it is made once more; then the result comes first
+            named = await self._lesion(caller, context) if lesion_wanted else None
+            try:
+                stored = await self._storage.store(row | {"lesion_id": named.id if named else None}, origin)
+            except LesionGone:
+                continue
+            except DermserveError:
+                await self._withdraw(caller, named)
+                raise
+            if not stored.created:
+                await self._withdraw(caller, named)
+            return stored
+        raise AssertionError("a result without a lesion misses none")
 
     async def _lesion(self, caller: Caller, context: Context) -> Named | None:
         return await self._lesions.ensure(caller, context.lesion, context.body_site) if context.lesion else None
@@ -163,49 +156,7 @@ class Predictions:
 
     async def close(self) -> None:
         """Return when every result under way is committed or refused."""
-        await self._find_in_group.drain()
-        await self._store_in_group.drain()
-
-    async def _find(self, caller: Caller, key: str, digest: bytes) -> Prediction | None:
-        found = await self._find_in_group((caller.user_id, key))
-        if found is not None and found["image_sha256"] != digest:
-            raise IdempotencyConflict("This Idempotency-Key was used before with another image.")
-        return Prediction(**found) if found is not None else None
-
-    async def _find_each(self, wanted: Sequence[_OwnKey]) -> Sequence[Mapping[str, Any] | None]:
-        values = [{"owner_id": owner, "idempotency_key": key} for owner, key in set(wanted)]
-        rows = await self._database.fetch_each(_FIND, values)
-        found = {(row["owner_id"], row["idempotency_key"]): row for row in rows}
-        return [found.get(one) for one in wanted]
-
-    async def _store(
-        self, caller: Caller, key: str, digest: bytes, row: dict[str, object], context: Context
-    ) -> Analysed:
-        again, remade = True, None
-        while True:
-            try:
-                created_at = await self._store_in_group(row)
-            except asyncpg.ForeignKeyViolationError as error:
-                if row["lesion_id"] is None:
-                    raise Unauthenticated("This account was deleted.") from error
-                # The lesion was deleted meanwhile: it is made once more, and the result is not lost if it goes again.
-                remade = await self._lesion(caller, context) if again else None
-                row, again = row | {"lesion_id": remade.id if remade else None}, False
-                continue
-            if created_at is not None:
-                return Analysed(Prediction(**row, created_at=created_at), created=True)
-            # Somebody else sent the same key meanwhile; unless that row was deleted since, it is the answer.
-            stored = await self._find(caller, key, digest)
-            if stored is not None:
-                await self._withdraw(caller, remade)
-                return Analysed(stored, created=False)
-
-    async def _store_each(self, rows: Sequence[dict[str, object]]) -> Sequence[datetime | None]:
-        """When each row was stored; None where its key was there already."""
-        # In one order everywhere: two processes that store the same keys crosswise would wait for each other for good.
-        ordered = sorted(rows, key=lambda row: (str(row["owner_id"]), str(row["idempotency_key"])))
-        stored = {row["id"]: row["created_at"] for row in await self._database.fetch_each(_STORE, ordered)}
-        return [stored.get(row["id"]) for row in rows]
+        await self._storage.drain()
 
     async def _infer(self, data: bytes, *, bulk: bool) -> dict[str, NDArray[np.float32]]:
         wanted = ["probabilities", "diagnoses", "cam", "region"]
@@ -237,20 +188,6 @@ class Predictions:
         if not self._card.ood.measured:
             return False
         return bool(outputs["ood"][0, 0] > self._card.ood.thresholds["ood"])
-
-
-_COLUMNS: Final = Prediction.__table__.columns
-_FIND: Final = Statement(
-    select(*_COLUMNS).where(
-        Prediction.idempotency_key == bindparam("idempotency_key"), visible_to(Prediction, bindparam("owner_id"))
-    )
-)
-_STORE: Final = Statement(
-    insert(Prediction)
-    .values({column.name: bindparam(column.name) for column in _COLUMNS if column.name != "created_at"})
-    .on_conflict_do_nothing()
-    .returning(Prediction.id, Prediction.created_at)
-)
 
 
 async def _examine(data: bytes) -> tuple[image.Header, bytes]:
