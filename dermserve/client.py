@@ -1,17 +1,16 @@
 """Client of the model `melanoma` on one or several Triton servers, for threads and for asyncio.
 
 One channel a server, a deadline for every call, and retries only where they are safe and useful: inference has no side
-effect, so a call that met a dead, hung or restarting server is sent again, to the next one in turn, where all have been
-tried after a jittered pause. What every server would refuse alike is sent once.
+effect, so a call that met a dead, hung or restarting server is sent again, to another one, where all have been tried after a
+jittered pause (`retries.py`); a server that failed is left alone for a while (`balancing.py`). What every server would refuse
+alike is sent once.
 """
 
 from __future__ import annotations
 
 import asyncio
-import random
-import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple
 
@@ -22,7 +21,9 @@ from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
 from dermserve.backlog import Backlog
-from dermserve.errors import DermserveError, InferenceUnavailable, Overloaded, RequestInvalid, from_wire
+from dermserve.balancing import Balance
+from dermserve.errors import InferenceUnavailable
+from dermserve.retries import Attempts
 
 MODEL: Final = "melanoma"
 INTERACTIVE: Final = "interactive"
@@ -37,10 +38,8 @@ OUTPUT_SHAPES: Final[Mapping[str, tuple[int, ...]]] = {
     "region": (4,),
 }
 
-_RETRY_FOR_S: Final = 5.0
 _PROBE_TIMEOUT_S: Final = 2.0
 _LANE_CLOSED_S: Final = 10.0
-_FIRST_PAUSE_S: Final = 0.05
 _INTERACTIVE, _BULK = 1, 2  # priority levels of the repository's queues
 # gRPC would let the pause between connection attempts grow to two minutes; a restarted server must be found at once.
 _CHANNEL: Final = [
@@ -53,9 +52,6 @@ _CHANNEL: Final = [
     # With http_proxy in the environment, gRPC would send patients' images, unencrypted, to that proxy.
     ("grpc.enable_http_proxy", 0),
 ]
-# What passes by itself: a server that is down, stops or loads. Python stubs that died are found by their message.
-_PASSING: Final = ("UNAVAILABLE", "NOT_FOUND", "CANCELLED")
-_BATCH_LIMIT: Final = re.compile(r"batch-size must be <= (\d+)")
 
 Outputs = dict[str, NDArray[np.float32]]
 
@@ -73,20 +69,20 @@ class TritonClient:
     def __init__(self, urls: Sequence[str], *, timeout_s: float = 30.0) -> None:
         self._servers = [triton.InferenceServerClient(url, channel_args=_CHANNEL) for url in urls]
         self._timeout_s = timeout_s
-        self._turn = 0
+        self._balance = Balance(len(urls))
         self._backlog = Backlog()
         self._lanes = _Lanes()
 
     def infer(self, images: Sequence[bytes], outputs: Sequence[str], *, bulk: bool = False) -> Outputs:
         """See `AsyncTritonClient.infer`."""
         request = _request(images, outputs, bulk)
-        self._turn += 1
         hint = partial(self._backlog.retry_after_s, bulk=bulk)
-        attempt = _Attempts(len(self._servers), self._turn, self._timeout_s, len(images), hint)
+        attempt = Attempts(self._balance, self._timeout_s, len(images), hint)
         with self._backlog.of(len(images), bulk=bulk):
             for server in attempt:
                 try:
-                    answer = self._call(server, request, attempt.deadline_s)
+                    with attempt.calling() as deadline_s:
+                        answer = self._call(server, request, deadline_s)
                 except InferenceServerException as error:
                     time.sleep(attempt.pause_after(error))
                 else:
@@ -132,14 +128,14 @@ class AsyncTritonClient:
     """For asyncio; create it inside a running event loop, one for the process's life.
 
     Args:
-        urls: gRPC addresses, host:port; calls go to them in turn.
+        urls: gRPC addresses, host:port; each call goes to the least busy one that answers.
         timeout_s: deadline of one `infer`, retries included, in seconds.
     """
 
     def __init__(self, urls: Sequence[str], *, timeout_s: float = 30.0) -> None:
         self._servers = [triton_aio.InferenceServerClient(url, channel_args=_CHANNEL) for url in urls]
         self._timeout_s = timeout_s
-        self._turn = 0
+        self._balance = Balance(len(urls))
         self._backlog = Backlog()
         self._lanes = _Lanes()
 
@@ -161,13 +157,13 @@ class AsyncTritonClient:
             InferenceUnavailable: no server is up, or it failed on this request.
         """
         request = _request(images, outputs, bulk)
-        self._turn += 1
         hint = partial(self._backlog.retry_after_s, bulk=bulk)
-        attempt = _Attempts(len(self._servers), self._turn, self._timeout_s, len(images), hint)
+        attempt = Attempts(self._balance, self._timeout_s, len(images), hint)
         with self._backlog.of(len(images), bulk=bulk):
             for server in attempt:
                 try:
-                    answer = await self._call(server, request, attempt.deadline_s)
+                    with attempt.calling() as deadline_s:
+                        answer = await self._call(server, request, deadline_s)
                 except InferenceServerException as error:
                     await asyncio.sleep(attempt.pause_after(error))
                 else:
@@ -232,63 +228,6 @@ class _Lanes:
         return True
 
 
-class _Attempts:
-    """Which server to try next, and when to give up: the part of the retry loop that both clients share."""
-
-    def __init__(
-        self, servers: int, turn: int, timeout_s: float, images: int = 1, hint: Callable[[], int | None] = lambda: None
-    ) -> None:
-        self._servers = servers
-        self._turn = turn
-        self._start = time.monotonic()
-        self._timeout_s = timeout_s
-        self._images = images
-        self._hint = hint
-        self._pause_s = _FIRST_PAUSE_S
-        self._tried = 0
-        self.failure: DermserveError = InferenceUnavailable()
-
-    def __iter__(self) -> Iterator[int]:
-        while self._tried < self._servers or self._elapsed_s < _RETRY_FOR_S:
-            if self._tried and self._remaining_s <= 0:
-                return
-            yield (self._turn + self._tried) % self._servers
-            self._tried += 1
-
-    @property
-    def _elapsed_s(self) -> float:
-        return time.monotonic() - self._start
-
-    @property
-    def _remaining_s(self) -> float:
-        return self._timeout_s - self._elapsed_s
-
-    @property
-    def _untried(self) -> bool:
-        """Whether a server is left that this call has not been sent to."""
-        return self._tried + 1 < self._servers
-
-    @property
-    def deadline_s(self) -> float:
-        """Seconds for this attempt: half of what remains while another server could answer if this one hangs."""
-        return max(0.001, self._remaining_s / 2 if self._untried else self._remaining_s)
-
-    def pause_after(self, error: InferenceServerException) -> float:
-        """Note the failure; returns the seconds to wait before the next attempt, or raises when none would help."""
-        self.failure = _translate(error, self._images)
-        if isinstance(self.failure, Overloaded):
-            self.failure.retry_after = self._hint()
-        elsewhere = isinstance(self.failure, Overloaded) and self._untried  # full or hung, and another may not be
-        down = isinstance(self.failure, InferenceUnavailable) and _is_passing(error)
-        if not (elsewhere or down) or self._remaining_s <= 0:
-            raise self.failure from error
-        if self._untried:
-            return 0.0  # the next server may well be alive
-        pause = random.uniform(0.5, 1.0) * self._pause_s  # noqa: S311  jitter, not a secret
-        self._pause_s = min(2 * self._pause_s, 1.0)
-        return min(pause, self._remaining_s)
-
-
 def _request(images: Sequence[bytes], outputs: Sequence[str], bulk: bool) -> dict[str, Any]:
     tensor = triton.InferInput("image", [len(images), 1], "BYTES")
     encoded = np.empty((len(images), 1), object)
@@ -315,35 +254,3 @@ def _read(answer: triton.InferResult, count: int, outputs: Sequence[str]) -> Out
             raise InferenceUnavailable(f"The model server's output {name!r} is malformed.")
         read[name] = values
     return read
-
-
-def _translate(error: InferenceServerException, images: int = 1) -> DermserveError:
-    message = error.message() or ""
-    known = from_wire(message)
-    if known is not None:
-        refused, index = known
-        return refused if index is None or images == 1 else type(refused)(f"image {index}: {refused.detail}")
-    if "maximum queue size" in message or "timeout expired" in message:
-        return Overloaded()
-    if _is_deadline(error):
-        return Overloaded("The model server did not answer in time; please try again shortly.")
-    if _is_passing(error):
-        return InferenceUnavailable()
-    if "INVALID_ARGUMENT" in str(error.status()):
-        limit = _BATCH_LIMIT.search(message)
-        return RequestInvalid(
-            f"At most {limit[1]} images go into one request." if limit else "The model server refuses such a request."
-        )
-    return InferenceUnavailable("The model server failed on this request.")
-
-
-def _is_deadline(error: InferenceServerException) -> bool:
-    return "DEADLINE_EXCEEDED" in str(error.status())
-
-
-def _is_passing(error: InferenceServerException) -> bool:
-    """Whether the same request may succeed soon; a model that is unknown or not ready may still be loading."""
-    status, message = str(error.status()), (error.message() or "").lower()
-    if "INTERNAL" in status:
-        return "stub process" in message
-    return status.removeprefix("StatusCode.") in _PASSING or "unknown model" in message or "is not ready" in message
