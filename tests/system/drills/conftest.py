@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.system.drills.stream import Outcome
+from tests.system.drills.drill import Outcome
 
 _OUTCOMES = pytest.StashKey[list[Outcome]]()
 

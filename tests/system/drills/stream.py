@@ -1,26 +1,21 @@
-"""A hospital's gateway: many senders that keep each image until it is acknowledged, and what the database says of it."""
+"""A hospital's gateway: many senders that keep each image until it is acknowledged."""
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import io
 import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-import asyncpg
 import httpx
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
-
-from tests.system.drills import network
 
 SENDERS = 16
 _ANSWER_S = 30.0
@@ -101,78 +96,3 @@ def _post(client: httpx.Client, url: str, data: bytes) -> tuple[int, dict[str, A
         return 0, {}
     body = answer.json()
     return answer.status_code, body | {"retry_after": answer.headers.get("retry-after")}
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """One line of the table: what a drill came to."""
-
-    killed: str
-    times: int
-    acknowledged: int
-    stored: int
-    doubled: int
-    lost: int
-    different: int
-    refusals: Mapping[int, int]
-
-    def check(self, images: int) -> None:
-        """Fail unless every image is stored exactly once, with the answer it gets without faults."""
-        assert (self.doubled, self.lost, self.different) == (0, 0, 0)
-        assert self.acknowledged == self.stored == images
-
-
-def compare(
-    killed: str, times: int, sent: Sent, files: Sequence[bytes], stored: Sequence[Mapping[str, Any]]
-) -> Outcome:
-    """What was acknowledged beside what is stored (rows with `image_sha256` and `probabilities`) and what is right."""
-    rows: dict[str, list[NDArray[np.float32]]] = {}
-    for row in stored:
-        rows.setdefault(row["image_sha256"].hex(), []).append(np.array(row["probabilities"], np.float32))
-    right = {key_of(data): network.answer(data) for data in files}
-    return Outcome(
-        killed=killed,
-        times=times,
-        acknowledged=len(sent.acknowledged),
-        stored=len(rows),
-        doubled=sum(len(found) - 1 for found in rows.values()),
-        lost=len(sent.acknowledged.keys() - rows.keys()),
-        different=sum(
-            not all(np.array_equal(one, right[key]) for one in rows.get(key, []))
-            or not np.allclose(told, right[key], rtol=1e-6, atol=0)  # an answer shows seven digits
-            for key, told in sent.acknowledged.items()
-        ),
-        refusals=sent.refusals,
-    )
-
-
-def stored_rows(database_url: str, owner_email: str) -> list[Mapping[str, Any]]:
-    """Every result of an account, straight from the table."""
-    query = (
-        "SELECT image_sha256, probabilities FROM predictions JOIN users ON users.id = owner_id WHERE users.email = $1"
-    )
-
-    async def ask() -> list[Mapping[str, Any]]:
-        connection = await asyncpg.connect(database_url)
-        try:
-            return list(await connection.fetch(query, owner_email))
-        finally:
-            await connection.close()
-
-    return asyncio.run(ask())
-
-
-def at_random_moments(fault: Callable[[], None], times: int, within_s: float, seed: int) -> threading.Thread:
-    """A thread that calls `fault` so often, in as many equal spans of `within_s` somewhere in each."""
-    moments = random.Random(seed)
-
-    def run() -> None:
-        start = time.monotonic()
-        for number in range(times):
-            moment = (number + moments.uniform(0.2, 0.8)) * within_s / times
-            time.sleep(max(0.0, start + moment - time.monotonic()))
-            fault()
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    return thread

@@ -11,13 +11,10 @@ import pytest
 
 from dermserve.settings import Settings
 from tests.system.drills import network
-from tests.system.drills.stream import Outcome, at_random_moments, compare, images, send, stored_rows
+from tests.system.drills.drill import Outcome, run
 from tests.system.stack import Stack
 
-IMAGES = 2_000
-RATE = 250.0  # images/s: the stream then lasts for eight seconds and more, in which parts die and come back
 KILLS = 3
-PATIENCE_S = 120.0
 
 
 @pytest.fixture(scope="module")
@@ -59,9 +56,6 @@ PARTS: dict[str, Callable[[psutil.Process], bool]] = {
 @pytest.mark.slow
 @pytest.mark.parametrize("part", PARTS)
 def test_a_stream_outlives_what_is_killed(hospital: Stack, part: str, drills: list[Outcome]) -> None:
-    name = part.lower().replace(" ", "-").replace("'", "")
-    api_key = hospital.create_api_key(name)
-    files = images(IMAGES, seed=sorted(PARTS).index(part))
     killed: list[int] = []
 
     def kill() -> None:
@@ -69,12 +63,7 @@ def test_a_stream_outlives_what_is_killed(hospital: Stack, part: str, drills: li
             process.send_signal(signal.SIGKILL)
             killed.append(process.pid)
 
-    faults = at_random_moments(kill, KILLS, IMAGES / RATE, seed=7)
-    sent = send(hospital.url, api_key, files, rate=RATE, patience_s=PATIENCE_S)
-    faults.join()
-    hospital.wait_for(200, 60)
-    database_url = (hospital.state_dir / "database.url").read_text()
-    outcome = compare(part, len(killed), sent, files, stored_rows(database_url, f"service:{name}"))
+    outcome = run(hospital, part, kill, times=KILLS)
     drills.append(outcome)
     assert len(killed) == KILLS
-    outcome.check(IMAGES)
+    outcome.check()
