@@ -273,15 +273,15 @@ def _png_source(data: bytes) -> _Source:
 
 
 def _dicom_source(data: bytes) -> _Source:
-    frame_, photometric = dicom.first_frame(data)
-    if not isinstance(frame_, bytes):
-        return _Source(lambda _divisor: frame_, 0)
-    if inspect(frame_).format != "jpeg":
-        raise ImageUndecodable("The DICOM object's pixel data is not the JPEG that it promises.")
-    source = _jpeg_source(frame_)
-    if photometric == "MONOCHROME1":
-        return source._replace(at=lambda divisor: np.invert(jpeg.decode(frame_, divisor)))
-    return source
+    found = dicom.first_frame(data)
+    if not isinstance(found, dicom.Jpeg):
+        return _Source(lambda _divisor: found, 0)
+
+    def at(divisor: int) -> Pixels:
+        pixels = jpeg.decode(found.data, divisor, found.profile)
+        return np.invert(pixels) if found.inverted else pixels
+
+    return _Source(at, min(jpeg.dimensions(found.data)))
 
 
 _DIMENSIONS: Final = {"jpeg": jpeg.dimensions, "png": _png_dimensions, "dicom": dicom.dimensions}

@@ -28,10 +28,11 @@ def dimensions(data: bytes) -> tuple[int, int]:
     return width, height
 
 
-def decode(data: bytes, divisor: int = 1) -> NDArray[np.uint8]:
+def decode(data: bytes, divisor: int = 1, profile: bytes | None = None) -> NDArray[np.uint8]:
     """Decode to uint8 [height / divisor, width / divisor, 3] (rounded up), sRGB, EXIF orientation applied.
 
     `divisor`: 1 or one of `DIVISORS`. A CMYK or lossless JPEG is always decoded at full size.
+    `profile`: an ICC profile that what holds the file names for it, instead of the file's own.
 
     Raises:
         ImageUndecodable: the file holds a second header that contradicts the first.
@@ -44,7 +45,7 @@ def decode(data: bytes, divisor: int = 1) -> NDArray[np.uint8]:
         if image.mode == "CMYK":  # also YCCK; libjpeg cannot turn these into RGB
             simplejpeg.decode_jpeg(data, colorspace="CMYK", strict=True)  # only to refuse damage, which Pillow fills in
             return np.asarray(colour.upright(image))
-        profile, turn = image.info.get("icc_profile"), colour.orientation(image)
+        profile, turn = profile or image.info.get("icc_profile"), colour.orientation(image)
     pixels = _decode(data, -(-width // divisor), -(-height // divisor)) if divisor > 1 else _decode(data)
     if profile is None and turn is None:
         return pixels

@@ -42,8 +42,8 @@ def divisors(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     seen: list[int] = []
     whole = jpeg.decode
 
-    def watched(data: bytes, divisor: int = 1) -> np.ndarray:
-        pixels = whole(data, divisor)
+    def watched(data: bytes, divisor: int = 1, profile: bytes | None = None) -> np.ndarray:
+        pixels = whole(data, divisor, profile)
         width, height = jpeg.dimensions(data)
         assert sorted(pixels.shape[:2]) == sorted((-(-height // divisor), -(-width // divisor)))
         seen.append(divisor)
