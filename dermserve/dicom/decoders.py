@@ -83,6 +83,9 @@ def jpeg_ls(stream: bytes, header: Pixels) -> Values:
         charls: Any = import_module("_CharLS")
     except ImportError as error:
         raise UnsupportedImageType("No decoder for JPEG-LS is installed.") from error
+    stream = stream.rstrip(b"\x00")
+    if not stream.endswith(b"\xff\xd9"):  # where no marker ends the bits, CharLS counts zeros for seconds
+        raise ImageUndecodable("The JPEG-LS stream has no end.")
     found = charls.read_header(stream)
     seen = (found["width"], found["height"], found["components"])
     if seen != (header.columns, header.rows, header.samples):
