@@ -115,6 +115,7 @@ def png_of_rows(pixels: NDArray[np.uint8], rows: int) -> bytes:
 def swapped_profile() -> bytes:
     """An ICC profile like sRGB, but with red and blue exchanged: whether it was applied shows at once."""
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    profile = profile[:24] + bytes(12) + profile[36:]  # when it was made
     for old, new in ((b"rXYZ", b"----"), (b"bXYZ", b"rXYZ"), (b"----", b"bXYZ")):
         profile = profile.replace(old, new, 1)
     return profile.replace("sRGB".encode("utf-16-be"), "Test".encode("utf-16-be"))
