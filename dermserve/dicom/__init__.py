@@ -129,8 +129,11 @@ class Opened:
         Check the dimensions first (`dermserve.image.inspect` does): they are trusted here.
 
         Raises:
+            IndexError: there is no frame with this number.
             ImageError: the frame is damaged, contradicts the header, or is of a kind that is not read.
         """
+        if not 0 <= index < self.header.frames:
+            raise IndexError(index)
         stored = self.stored_frame(index)
         try:
             if self.syntax in _JPEG:
@@ -203,7 +206,10 @@ def frames(data: bytes) -> Iterator[bytes]:
     for index in range(source.header.frames):
         raw = source.syntax in _RAW
         syntax = str(uid.ExplicitVRLittleEndian) if raw else source.syntax
-        yield single.file(source.stored_frame(index), source.header, syntax, encapsulated=not raw)
+        one = single.file(source.stored_frame(index), source.header, syntax, encapsulated=not raw)
+        if len(one) > part10.MAX_BYTES:
+            raise ImageTooLarge(f"Frame {index + 1} is {len(one):,} bytes; at most {part10.MAX_BYTES:,} are accepted.")
+        yield one
 
 
 def _shape(data: bytes) -> tuple[int, int, int]:

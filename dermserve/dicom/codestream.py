@@ -76,8 +76,11 @@ def _segments(stream: bytes) -> Iterator[tuple[int, int, int]]:
     """Marker, start and end of each segment's body, up to the first scan."""
     place = 2
     while place + 4 <= len(stream) and stream[place] == 0xFF:
+        if stream[place + 1] == 0xFF:  # fill byte (T.81 B.1.1.2)
+            place += 1
+            continue
         marker, (length,) = stream[place + 1], struct.unpack_from(">H", stream, place + 2)
-        if marker in (0xFF, 0xDA, 0xD9) or length < 2 or place + 2 + length > len(stream):
+        if marker in (0xDA, 0xD9) or length < 2 or place + 2 + length > len(stream):
             break
         yield marker, place + 4, place + 2 + length
         place += 2 + length
@@ -102,6 +105,9 @@ def jpeg_2000(stream: bytes) -> tuple[bytes, Jpeg2000]:
         UnsupportedImageType: it is sub-sampled, starts off the origin, mixes precisions or uses extensions of part 2.
     """
     stream = _unboxed(stream)
+    ended = stream.rstrip(b"\x00")  # OpenJPEG takes padding for part of a tile whose length is not said
+    if ended.endswith(b"\xff\xd9"):
+        stream = ended
     try:
         return stream, _Walk(stream).image
     except struct.error as error:
@@ -192,7 +198,7 @@ class _Walk:
         end = len(self._stream)
         while self._stream[place : place + 2] == b"\xff\x90":
             length, tile, size = struct.unpack_from(">HHI", self._stream, place + 2)
-            following = place + size if size else end
+            following = place + size if size else end - 2  # where then the end mark must stand
             if (
                 length != 10
                 or following > end
@@ -202,7 +208,7 @@ class _Walk:
                 raise ImageUndecodable(_DAMAGED)
             seen.add(tile)
             place = following
-        if len(seen) != self._tiles or not (place == end or self._stream[place : place + 2] == b"\xff\xd9"):
+        if len(seen) != self._tiles or (place != end and self._stream[place : place + 2] != b"\xff\xd9"):
             raise ImageUndecodable(_DAMAGED)
 
     def _bounds(self) -> None:

@@ -16,8 +16,8 @@ from pydicom.uid import (
 from dermserve.dicom.elements import BIG_ENDIAN, EXPLICIT, IMPLICIT, DataSet, Encoding
 from dermserve.errors import DicomNotUnderstood, ImageTooLarge, ImageUndecodable
 
-MAX_INFLATED: Final = 32 * 1024 * 1024
-"""Bytes to which a deflated data set may grow: as many as one that comes as it is may have."""
+MAX_BYTES: Final = 32 * 1024 * 1024
+"""Bytes of an object with one frame, and bytes to which a deflated data set may grow: `image.MAX_BYTES`."""
 
 _PREAMBLE: Final = bytes(128) + b"DICM"
 _GROUP_LENGTH: Final = b"\x02\x00\x00\x00UL\x04\x00"  # PS3.10 §7.1, table 7.1-1: required, and first
@@ -43,15 +43,15 @@ class File(NamedTuple):
 
 
 def read(data: bytes) -> File:
-    """Take a file apart; nothing is copied unless it is deflated, and then at most `MAX_INFLATED` bytes are made.
+    """Take a file apart; nothing is copied unless it is deflated, and then at most `MAX_BYTES` bytes are made.
 
     Raises:
         ImageUndecodable: the meta group or the deflated stream is damaged.
         ImageTooLarge: the data set inflates beyond the bound.
     """
     start = len(_PREAMBLE)
-    if data[start : start + 8] != _GROUP_LENGTH:
-        raise ImageUndecodable("The DICOM file does not say how long its meta information is.")
+    if data[start - 4 : start] != b"DICM" or data[start : start + 8] != _GROUP_LENGTH:
+        raise ImageUndecodable("The DICOM file's meta information is missing or damaged.")
     end = start + 12 + int.from_bytes(data[start + 8 : start + 12], "little")
     found = DataSet(data, EXPLICIT).find(_META, (start + 12, end))
     values = {tag: text(data[element.start : element.end]) for tag, element in found.items()}
@@ -124,11 +124,11 @@ def bare(dataset: bytes, syntax: str) -> bytes:
 def _inflate(body: memoryview) -> bytes:
     inflate = zlib.decompressobj(-zlib.MAX_WBITS)  # PS3.5 §A.5: without the header that zlib would expect
     try:
-        inflated = inflate.decompress(body, MAX_INFLATED + 1)
+        inflated = inflate.decompress(body, MAX_BYTES + 1)
     except zlib.error as error:
         raise ImageUndecodable("The deflated DICOM data set is damaged.") from error
-    if len(inflated) > MAX_INFLATED:
-        raise ImageTooLarge(f"The deflated DICOM data set grows beyond {MAX_INFLATED:,} bytes.")
+    if len(inflated) > MAX_BYTES:
+        raise ImageTooLarge(f"The deflated DICOM data set grows beyond {MAX_BYTES:,} bytes.")
     if not inflate.eof:
         raise ImageUndecodable("The deflated DICOM data set is truncated.")
     return inflated

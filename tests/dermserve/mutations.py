@@ -1,4 +1,5 @@
 """Damaged DICOM objects from a fixed seed, and the attack with them: `python -m tests.dermserve.mutations 3000`.
+`corpus` in place of a number writes the interesting ones into the folder of this name.
 
 Each mutant goes through every function that takes foreign bytes. What comes out must be a result or an ImageError, within the
 seconds and the memory that are stated here; anything else ends the attack with the mutant's number and a traceback.
@@ -203,6 +204,40 @@ _CHANGES: list[Callable[[bytes, np.random.Generator], bytes]] = [
 ]  # fmt: skip
 
 
+def interesting() -> dict[str, bytes]:
+    """Small objects that a reader of less care accepts, waits for, or gives its memory to; each must be refused."""
+    colour = waves(33, 34)
+    plain = coded([colour], ImplicitVRLittleEndian)
+    start = plain.index(b"\x28\x00\x02\x00")
+    endless = encoded.stream(colour, JPEGLSLossless)[:-9]
+    wavelet = encoded.stream(colour, JPEG2000Lossless)
+    tiled = encode(colour, "JPEG2000", no_jp2=True, mct=1, tile_size=(16, 16))
+    tiles = [place for place in range(len(tiled)) if tiled[place : place + 4] == b"\xff\x90\x00\x0a"]
+    huge = wavelet[:8] + struct.pack(">6I", 60_000, 60_000, 0, 0, 60_000, 60_000) + wavelet[32:]
+    table = bytearray(encapsulate([encode(colour)] * 2, fragments_per_frame=2))
+    table[12:16] = struct.pack("<I", 2**32 - 2)
+    jpeg = {"PhotometricInterpretation": "YBR_FULL"}
+    squeeze = zlib.compressobj(9, zlib.DEFLATED, -15)
+    syntax = b"\x02\x00\x10\x00UI\x16\x00" + DeflatedExplicitVRLittleEndian.encode()
+    group = b"\x02\x00\x00\x00UL\x04\x00" + struct.pack("<I", len(syntax)) + syntax
+    bomb = bytes(128) + b"DICM" + group + squeeze.compress(bytes(40 << 20)) + squeeze.flush()
+    return {
+        "jpeg-ls-without-end": coded([endless], JPEGLSLossless, like=colour),
+        "jpeg2000-60000-pixels": coded([huge], JPEG2000Lossless, like=colour),
+        "jpeg2000-lacks-a-tile": coded([tiled[: tiles[2]] + tiled[tiles[3] :]], JPEG2000Lossless, like=colour),
+        "jpeg2000-65535-layers": coded(
+            [wavelet.replace(b"\xff\x52\x00\x0c\x00\x00\x00\x01", b"\xff\x52\x00\x0c\x00\x00\xff\xff")],
+            JPEG2000Lossless,
+            like=colour,
+        ),
+        "frames-999999999999": coded([colour], ExplicitVRLittleEndian, NumberOfFrames="999999999999"),
+        "a-frame-too-many": coded([colour] * 2, JPEGBaseline8Bit, NumberOfFrames=1, **jpeg),
+        "offset-table-beyond-the-end": coded([colour] * 2, JPEGBaseline8Bit, PixelData=bytes(table), **jpeg),
+        "nested-5000-deep": plain[:start] + b"\x40\x00\x30\xa7\xff\xff\xff\xff\xfe\xff\x00\xe0\xff\xff\xff\xff" * 5_000,
+        "deflated-40-megabytes": bomb,
+    }
+
+
 def attack(count: int, seed: int = 6) -> dict[str, object]:
     """Push the mutants through; how many came out how, the slowest, and the most memory the process held, in bytes."""
     outcomes: collections.Counter[str] = collections.Counter()
@@ -237,5 +272,9 @@ def _frames(data: bytes) -> None:
 
 
 if __name__ == "__main__":
+    if sys.argv[1] == "corpus":
+        for name, data in interesting().items():
+            (_CORPUS / f"{name}.dcm").write_bytes(data)
+        sys.exit()
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     sys.stdout.write(json.dumps(attack(int(sys.argv[1]), *map(int, sys.argv[2:]))) + "\n")

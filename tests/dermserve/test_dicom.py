@@ -266,7 +266,14 @@ def test_a_whole_jp2_file_in_place_of_a_codestream_is_read() -> None:
     assert np.array_equal(image.decode(data), waves())
 
 
-def test_a_jpeg_of_a_thumbnail_size_in_two_fragments_is_joined() -> None:
+def test_fill_bytes_before_a_marker_are_no_damage() -> None:
+    bare = encode(waves())
+    filled = bare[:2] + b"\xff\xff" + bare[2:]
+    data = coded([filled], JPEGBaseline8Bit, like=waves(), PhotometricInterpretation="YBR_FULL")
+    assert np.array_equal(image.decode(data), image.decode(bare))
+
+
+def test_a_jpeg_in_three_fragments_is_joined() -> None:
     bare = encode(waves())
     value = encapsulate([bare], fragments_per_frame=3)
     data = dicom(waves(), syntax=JPEGBaseline8Bit, PhotometricInterpretation="YBR_FULL", PixelData=value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from dermserve.errors import ImageError
 from tests.dermserve import mutations
 
 ROOT = Path(__file__).parents[2]
+CORPUS = Path(__file__).parent / "corpus"
 
 
 @pytest.mark.parametrize("count", [150, pytest.param(3000, marks=pytest.mark.slow)])
@@ -41,3 +43,27 @@ def test_mutants_are_the_same_for_the_same_seed() -> None:
 def test_the_objects_are_whole_before_they_are_damaged(name: str) -> None:
     for one in mutations.dicom.frames(mutations.objects()[name]):
         assert image.prepare(one).pixels.shape == (300, 300, 3)
+
+
+@pytest.mark.parametrize("file", sorted(CORPUS.glob("*.dcm")), ids=lambda file: file.stem)
+def test_what_once_was_too_much_is_refused_at_once(file: Path) -> None:
+    program = (
+        "import sys, time\nfrom dermserve import dicom, image\nfrom dermserve.errors import ImageError\n"
+        "data = sys.stdin.buffer.read()\nstart = time.process_time()\n"
+        "for way in (image.prepare, lambda data: [image.prepare(one) for one in dicom.frames(data)]):\n"
+        "    try: way(data)\n    except ImageError as error: print(error.code)\n"
+        "assert time.process_time() - start < 2"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        input=file.read_bytes(),
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (mutations.MEMORY, mutations.MEMORY)),
+    )
+    assert len(done.stdout.split()) == 2, "refused both whole and frame by frame"
+
+
+def test_the_corpus_is_what_the_generator_makes() -> None:
+    assert sorted(mutations.interesting()) == sorted(file.stem for file in CORPUS.glob("*.dcm"))

@@ -26,8 +26,8 @@ from pydicom.uid import (
 )
 
 from dermserve import dicom, image
-from dermserve.dicom import codestream, elements
-from dermserve.errors import ImageTooLarge, ImageUndecodable, UnsupportedImageType
+from dermserve.dicom import codestream, elements, part10
+from dermserve.errors import ImageError, ImageTooLarge, ImageUndecodable, UnsupportedImageType
 from tests.dermserve.encoded import coded, encode, stream, waves
 from tests.dermserve.encoded import dicom as make
 
@@ -204,6 +204,14 @@ def test_a_jpeg_2000_stream_without_one_of_its_tiles_is_refused() -> None:
         image.decode(coded([whole[: places[1]] + whole[places[2] :]], JPEG2000Lossless, like=waves(96, 96)))
 
 
+def test_a_last_tile_of_unsaid_length_reaches_to_the_end_mark() -> None:
+    start = WAVELET.index(b"\xff\x90")
+    unsaid = other_size(WAVELET, start + 6, ">I", 0)
+    assert np.array_equal(image.decode(coded([unsaid], JPEG2000Lossless, like=RGB)), RGB)
+    with pytest.raises(ImageUndecodable):
+        image.decode(coded([unsaid[:-600]], JPEG2000Lossless, like=RGB))
+
+
 def test_a_jpeg_2000_stream_promises_no_more_parts_than_it_has_bytes() -> None:
     style = WAVELET.index(b"\xff\x52")
     with pytest.raises(ImageUndecodable, match="parts"):
@@ -223,6 +231,20 @@ def test_damaged_deflated_data_is_refused() -> None:
         image.prepare(data[:start] + b"\x07" + data[start + 1 :])  # a kind of block that there is none of
 
 
-def test_an_object_beyond_the_bound_is_refused_whole() -> None:
-    with pytest.raises(ImageTooLarge):
-        dicom.number_of_frames(coded([GREY] * 2, ExplicitVRLittleEndian, NumberOfFrames=1001))
+def test_no_frame_is_larger_than_what_an_image_may_be() -> None:
+    assert part10.MAX_BYTES == image.MAX_BYTES
+    data = coded([np.zeros((3400, 3400, 3), np.uint8)] * 2, ExplicitVRLittleEndian)
+    with pytest.raises(ImageTooLarge, match="Frame 1"):
+        next(dicom.frames(data))
+    small = dicom.opened(coded([GREY] * 2, ExplicitVRLittleEndian))
+    for index in (-1, 2):
+        with pytest.raises(IndexError):
+            small.frame(index)
+
+
+def test_a_file_without_its_magic_bytes_is_no_dicom_file() -> None:
+    data = bytearray(coded([GREY], ExplicitVRLittleEndian))
+    data[128:132] = b"DIC?"
+    for way in (dicom.number_of_frames, dicom.opened, dicom.identity):
+        with pytest.raises(ImageError):
+            way(bytes(data))
