@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from pydicom.charset import convert_encodings, decode_bytes
@@ -68,7 +68,7 @@ class Identity:
     frames: int | None
     laterality: str
     body_part: str
-    patient: Patient | None = None
+    patient: Patient | None = field(default=None, repr=False)  # a log of this says nothing of anybody
 
 
 def identity(data: bytes, *, with_patient: bool = False) -> Identity:

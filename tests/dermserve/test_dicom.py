@@ -167,6 +167,17 @@ def test_a_jpeg_in_dicom_is_the_bare_jpeg(number: int, options: dict[str, object
     assert image.prepare(inside).region == image.prepare(bare).region
 
 
+@pytest.mark.parametrize("width", [64, 67])
+def test_big_endian_words_around_pixels_of_eight_bits(width: int) -> None:
+    pixels = waves(45, width)
+    data = coded([pixels], ExplicitVRBigEndian)
+    start = data.rindex(b"\x7f\xe0\x00\x10OB") + 12
+    swapped = np.frombuffer(data[start:], ">u2").astype("<u2").tobytes()  # PS3.5 §7.3: words change their bytes
+    words = data[: start - 8] + b"OW" + data[start - 6 : start] + swapped
+    assert np.array_equal(image.decode(data), pixels)
+    assert np.array_equal(image.decode(words), pixels)
+
+
 def test_planes_and_pixels_are_the_same() -> None:
     pixels = waves()
     planes = np.ascontiguousarray(np.moveaxis(pixels, -1, 0)).tobytes()

@@ -169,6 +169,14 @@ def test_frames_that_the_header_does_not_know_are_not_lost_in_silence() -> None:
             image.prepare(data)
 
 
+def test_a_black_frame_is_not_taken_for_padding() -> None:
+    pictures = [waves(), np.zeros_like(waves())]
+    with pytest.raises(ImageUndecodable):
+        image.prepare(coded(pictures, ExplicitVRLittleEndian, NumberOfFrames=1))
+    padded = waves().tobytes() + bytes(12)
+    assert np.array_equal(image.decode(coded([waves()], ExplicitVRLittleEndian, PixelData=padded)), waves())
+
+
 @pytest.mark.parametrize("wrong", [(0, 8), (4, 600), (0, 0), (0, 2**32 - 2), (600, 0)])
 def test_an_offset_table_that_points_elsewhere_is_refused(wrong: tuple[int, int]) -> None:
     streams = [encode(one) for one in different(2)]
