@@ -107,17 +107,15 @@ class Opened:
             )
             self.stored_frame = fragments.frame
             return
-        size = single.frame_bytes(self.header)
-        end = pixels.start + size * self.header.frames
-        # Some pad with more than the one byte that makes the length even, but no picture is all zeros.
-        if end > pixels.end or pixels.end - end >= size or data[end : pixels.end].strip(b"\x00"):
-            raise ImageUndecodable("The DICOM pixel data has not the length that its header says.")
         value = memoryview(data)[pixels.start : pixels.end]
         if dataset.encoding.order == ">" and (self.header.allocated == 16 or pixels.vr == b"OW"):
             # Bytes change places within words of 16 bits, whatever they hold (PS3.5 §7.3).
-            value = memoryview(
-                np.frombuffer(value, ">u2", len(value) // 2).astype("<u2").tobytes() + value[len(value) & ~1 :]
-            )
+            value = memoryview(np.frombuffer(value, ">u2").astype("<u2").tobytes())
+        size = single.frame_bytes(self.header)
+        end = size * self.header.frames
+        # Some pad with more than the one byte that makes the length even, but with less than a black frame.
+        if not 0 <= len(value) - end < size or bytes(value[end:]).strip(b"\x00"):
+            raise ImageUndecodable("The DICOM pixel data has not the length that its header says.")
         self.stored_frame = lambda index: bytes(value[index * size : (index + 1) * size])
 
     stored_frame: Callable[[int], bytes]
