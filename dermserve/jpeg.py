@@ -22,8 +22,21 @@ DIVISORS: Final = (8, 4, 2)
 """By how much the sides can be divided while decoding."""
 
 
+MAX_SEGMENTS: Final = 5_000
+"""Marker segments before the first scan; a colour profile has 255 at most, and extended metadata some hundreds."""
+
+MAX_SCANS: Final = 100
+"""Scans of a stream; encoders make ten. Each costs a pass over all blocks, however few bytes it has, and 2,646 are valid."""
+
+
 def dimensions(data: bytes) -> tuple[int, int]:
-    """Width and height in pixels, as stored, from the header."""
+    """Width and height in pixels, as stored, from the header.
+
+    Raises:
+        ImageUndecodable: more segments or scans than the bounds, which would cost many times what the bytes do.
+        Exception: whatever the decoder says against the header.
+    """
+    _require_bounded(data)
     height, width, _, _ = simplejpeg.decode_jpeg_header(data, strict=False)
     return width, height
 
@@ -50,6 +63,20 @@ def decode(data: bytes, divisor: int = 1, profile: bytes | None = None) -> NDArr
     if profile is None and turn is None:
         return pixels
     return np.asarray(colour.transposed(colour.to_srgb(Image.fromarray(pixels), profile), turn))
+
+
+def _require_bounded(data: bytes) -> None:
+    place = 2
+    for _ in range(MAX_SEGMENTS):
+        while data[place : place + 2] == b"\xff\xff":  # fill byte (T.81 B.1.1.2)
+            place += 1
+        if data[place : place + 1] != b"\xff" or len(data) < place + 4:
+            return  # damaged, as the decoder will say
+        if data[place + 1] == 0xDA:
+            break
+        place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+    if data.count(b"\xff\xda", place) not in range(1, MAX_SCANS + 1) or data[place : place + 2] != b"\xff\xda":
+        raise ImageUndecodable("The JPEG is in more parts than any encoder makes.")
 
 
 def _decode(data: bytes, width: int = 0, height: int = 0) -> NDArray[np.uint8]:

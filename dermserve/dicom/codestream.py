@@ -21,6 +21,9 @@ MAX_BLOCKS: Final = 1_000_000
 MAX_PACKETS: Final = 4_000_000
 """Packets of a stream; twelve layers of 64×64 tiles in 20 megapixels are 1,000,000."""
 
+MAX_SEGMENTS: Final = 200_000
+"""Marker segments of a JPEG 2000 stream, those of its tile-parts included: a dozen for each of the most tiles."""
+
 MAX_STYLES: Final = 1_000
 """Coding styles named in a stream, those of tiles included."""
 
@@ -138,6 +141,7 @@ class _Walk:
             raise ImageUndecodable(_DAMAGED)
         self._layers = 1
         self._styles: list[_Style] = []
+        self._segments = 0
         self._transformed = False
         self._size()
         self._tile_parts(self._headers(2, 0x90))
@@ -166,7 +170,8 @@ class _Walk:
         """Read marker segments up to the marker 0xFF`last`; its place."""
         while True:
             prefix, marker, length = struct.unpack_from(">BBH", self._stream, place)
-            if prefix != 0xFF:
+            self._segments += 1
+            if prefix != 0xFF or self._segments > MAX_SEGMENTS:
                 raise ImageUndecodable(_DAMAGED)
             if marker == last:
                 return place

@@ -248,3 +248,11 @@ def test_a_file_without_its_magic_bytes_is_no_dicom_file() -> None:
     for way in (dicom.number_of_frames, dicom.opened, dicom.identity):
         with pytest.raises(ImageError):
             way(bytes(data))
+
+
+def test_a_jpeg_2000_stream_of_very_many_segments_is_refused() -> None:
+    comments = (
+        WAVELET[: WAVELET.index(b"\xff\x52")] + b"\xff\x64\x00\x02" * 200_001 + WAVELET[WAVELET.index(b"\xff\x52") :]
+    )
+    with pytest.raises(ImageUndecodable):
+        codestream.jpeg_2000(comments)
