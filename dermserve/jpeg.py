@@ -8,6 +8,7 @@ vectorised code; those between are slower than the whole.
 from __future__ import annotations
 
 import io
+import re
 from typing import Any, Final
 
 import numpy as np
@@ -21,9 +22,14 @@ from dermserve.errors import ImageUndecodable
 DIVISORS: Final = (8, 4, 2)
 """By how much the sides can be divided while decoding."""
 
+_NO_SEGMENTS: Final = frozenset({*range(0xC0), *range(0xD0, 0xDA)})  # T.81 table B.1: nothing before a scan has these
+_FILL: Final = re.compile(rb"\xff+")  # a marker's first byte, and any more before it (T.81 B.1.1.2)
 
 MAX_SEGMENTS: Final = 5_000
 """Marker segments before the first scan; a colour profile has 255 at most, and extended metadata some hundreds."""
+
+MAX_FILL: Final = 1_000
+"""Fill bytes before a marker."""
 
 MAX_SCANS: Final = 100
 """Scans of a stream; encoders make ten. Each costs a pass over all blocks, however few bytes it has, and 2,646 are valid."""
@@ -66,17 +72,21 @@ def decode(data: bytes, divisor: int = 1, profile: bytes | None = None) -> NDArr
 
 
 def _require_bounded(data: bytes) -> None:
+    """Pillow reads the segments, and fill and stray bytes one by one, in Python; libjpeg calls the stray ones damage."""
     place = 2
     for _ in range(MAX_SEGMENTS):
-        while data[place : place + 2] == b"\xff\xff":  # fill byte (T.81 B.1.1.2)
-            place += 1
-        if data[place : place + 1] != b"\xff" or len(data) < place + 4:
-            return  # damaged, as the decoder will say
-        if data[place + 1] == 0xDA:
+        filled = _FILL.match(data, place)
+        if filled is None or len(data) < filled.end() + 3 or data[filled.end()] in _NO_SEGMENTS:
+            raise ImageUndecodable("The JPEG data is truncated or corrupt.")
+        if filled.end() - place > MAX_FILL:
             break
+        place = filled.end() - 1
+        if data[place + 1] == 0xDA:
+            if data.count(b"\xff\xda", place) > MAX_SCANS:
+                break
+            return
         place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
-    if data.count(b"\xff\xda", place) not in range(1, MAX_SCANS + 1) or data[place : place + 2] != b"\xff\xda":
-        raise ImageUndecodable("The JPEG is in more parts than any encoder makes.")
+    raise ImageUndecodable("The JPEG is in more parts than any encoder makes.")
 
 
 def _decode(data: bytes, width: int = 0, height: int = 0) -> NDArray[np.uint8]:

@@ -6,6 +6,7 @@ checked before, and that a JPEG 2000 stream is whole and asks for no more parts 
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterator
 from typing import Final, NamedTuple
@@ -30,6 +31,7 @@ MAX_STYLES: Final = 1_000
 _LOSSLESS: Final = 0xC3
 # T.81 table B.1: start of frame, but for 0xC4 (Huffman tables), 0xC8 (reserved) and 0xCC (arithmetic conditioning).
 _JPEG_FRAMES: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_FILL: Final = re.compile(rb"\xff+")  # a marker's first byte, and any more before it (B.1.1.2)
 _DAMAGED: Final = "The compressed DICOM pixel data is truncated or corrupt."
 
 
@@ -78,15 +80,13 @@ ADOBE_RGB: Final = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x00"
 def _segments(stream: bytes) -> Iterator[tuple[int, int, int]]:
     """Marker, start and end of each segment's body, up to the first scan."""
     place = 2
-    while place + 4 <= len(stream) and stream[place] == 0xFF:
-        if stream[place + 1] == 0xFF:  # fill byte (T.81 B.1.1.2)
-            place += 1
-            continue
-        marker, (length,) = stream[place + 1], struct.unpack_from(">H", stream, place + 2)
-        if marker in (0xDA, 0xD9) or length < 2 or place + 2 + length > len(stream):
+    while (filled := _FILL.match(stream, place)) and filled.end() + 3 <= len(stream):
+        marker, length = struct.unpack_from(">BH", stream, filled.end())
+        start = filled.end() + 3
+        place = start - 2 + length
+        if marker in (0xDA, 0xD9) or length < 2 or place > len(stream):
             break
-        yield marker, place + 4, place + 2 + length
-        place += 2 + length
+        yield marker, start, place
 
 
 class Jpeg2000(NamedTuple):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import struct
+import time
 
 import numpy as np
 import pytest
 from pydicom.uid import JPEGBaseline8Bit
 
 from dermserve import image
-from dermserve.errors import ImageUndecodable
+from dermserve.errors import ImageUndecodable, UnsupportedImageType
 from tests.dermserve.encoded import coded, encode, waves
 
 RGB = waves()
@@ -57,3 +58,13 @@ def test_a_jpeg_of_very_many_scans_or_segments_is_refused() -> None:
     ):
         with pytest.raises(ImageUndecodable, match="more parts"):
             image.prepare(data)
+
+
+@pytest.mark.parametrize("junk", [b"\xff", b"\xff\x00", b"\xff\x01", b"\xff\xd0", b"\x00"])
+def test_a_flood_of_bytes_between_segments_costs_no_time(junk: bytes) -> None:
+    flood = BARE[:2] + junk * 8_000_000 + BARE[2:]
+    began = time.process_time()
+    for data in (flood, coded([flood], JPEGBaseline8Bit, like=RGB, **YBR)):
+        with pytest.raises((ImageUndecodable, UnsupportedImageType)):
+            image.prepare(data)
+    assert time.process_time() - began < 4
