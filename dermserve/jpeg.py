@@ -23,6 +23,7 @@ DIVISORS: Final = (8, 4, 2)
 """By how much the sides can be divided while decoding."""
 
 _NO_SEGMENTS: Final = frozenset({*range(0xC0), *range(0xD0, 0xDA)})  # T.81 table B.1: nothing before a scan has these
+_SEQUENTIAL: Final = (0xC0, 0xC1)
 _FILL: Final = re.compile(rb"\xff+")  # a marker's first byte, and any more before it (T.81 B.1.1.2)
 
 MAX_SEGMENTS: Final = 5_000
@@ -73,7 +74,7 @@ def decode(data: bytes, divisor: int = 1, profile: bytes | None = None) -> NDArr
 
 def _require_bounded(data: bytes) -> None:
     """Pillow reads the segments, and fill and stray bytes one by one, in Python; libjpeg calls the stray ones damage."""
-    place = 2
+    place, sequential = 2, 0
     for _ in range(MAX_SEGMENTS):
         filled = _FILL.match(data, place)
         if filled is None or len(data) < filled.end() + 3 or data[filled.end()] in _NO_SEGMENTS:
@@ -81,8 +82,11 @@ def _require_bounded(data: bytes) -> None:
         if filled.end() - place > MAX_FILL:
             break
         place = filled.end() - 1
+        if data[place + 1] in _SEQUENTIAL:
+            sequential = data[place + 9]  # components of the frame (T.81 B.2.2)
         if data[place + 1] == 0xDA:
-            if data.count(b"\xff\xda", place) > MAX_SCANS:
+            # A first scan of all components (B.2.3) is the only one that libjpeg reads, unless the frame is progressive.
+            if data[place + 4] != sequential and data.count(b"\xff\xda", place) > MAX_SCANS:
                 break
             return
         place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
