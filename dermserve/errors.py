@@ -1,8 +1,8 @@
 """One tree of errors; every door translates from it and none invents its own.
 
 Each class carries a stable `code` (what programs match on), an HTTP status, a gRPC status name, a DICOM status
-(PS3.4 annex B.2.3 for C-STORE) and a title for people. An instance adds a `detail` that is safe to show to the
-sender: it never holds a path, a stack or another person's data.
+(PS3.4 annex B.2.3 for C-STORE, PS3.7 annex C where that says nothing) and a title for people. An instance adds a
+`detail` that is safe to show to the sender: it never holds a path, a stack or another person's data.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class DermserveError(Exception):
     title: ClassVar[str] = "Something went wrong on our side"
     http_status: ClassVar[int] = 500
     grpc_status: ClassVar[str] = "INTERNAL"
-    dicom_status: ClassVar[int] = 0xC000
+    dicom_status: ClassVar[int] = 0x0110
 
     def __init__(self, detail: str = "", *, retry_after: int | None = None) -> None:
         super().__init__(detail or self.title)
@@ -38,11 +38,13 @@ class ImageError(DermserveError):
     title = "The image cannot be used"
     http_status = 422
     grpc_status = "INVALID_ARGUMENT"
+    dicom_status = 0xC000
 
 
 class ImageEmpty(ImageError):
     code = "image_empty"
     title = "The request holds no image"
+    dicom_status = 0xC001
 
 
 class ImageTooLarge(ImageError):
@@ -50,17 +52,20 @@ class ImageTooLarge(ImageError):
 
     code = "image_too_large"
     title = "The image is too large"
+    dicom_status = 0xC002
     http_status = 413
 
 
 class ImageTooSmall(ImageError):
     code = "image_too_small"
     title = "The image is too small"
+    dicom_status = 0xC003
 
 
 class UnsupportedImageType(ImageError):
     code = "unsupported_media_type"
     title = "Only JPEG, PNG and DICOM images are accepted"
+    dicom_status = 0xC004
     http_status = 415
 
 
@@ -69,6 +74,15 @@ class ImageUndecodable(ImageError):
 
     code = "image_undecodable"
     title = "The image is damaged and cannot be decoded"
+    dicom_status = 0xC005
+
+
+class DataSetMismatch(ImageError):
+    """A DICOM object that is not what the request calls it (PS3.4 B.2.3: data set does not match SOP class)."""
+
+    code = "data_set_mismatch"
+    title = "The DICOM object is not the one that was announced"
+    dicom_status = 0xA900
 
 
 class DicomNotUnderstood(ImageError):
@@ -97,6 +111,7 @@ class UnreadableFile(ImageError):
 class RequestInvalid(DermserveError):
     code = "request_invalid"
     title = "The request is not valid"
+    dicom_status = 0xC010
     http_status = 422
     grpc_status = "INVALID_ARGUMENT"
 
@@ -120,6 +135,7 @@ class Forbidden(DermserveError):
 class NotFound(DermserveError):
     code = "not_found"
     title = "There is nothing here"
+    dicom_status = 0x0112
     http_status = 404
     grpc_status = "NOT_FOUND"
 
@@ -143,6 +159,7 @@ class RequestTimeout(DermserveError):
 class Conflict(DermserveError):
     code = "conflict"
     title = "This conflicts with what is stored"
+    dicom_status = 0x0111
     http_status = 409
     grpc_status = "ALREADY_EXISTS"
 

@@ -51,7 +51,19 @@ class Settings(BaseSettings):
 
     database_url: str | None = Field(None, description="postgresql://… ; unset: start the embedded PostgreSQL.")
 
-    dicom_port: int = Field(11112, ge=1, le=65535)
+    dicom_host: str = Field("127.0.0.1", description="Address the DICOM door listens on.")
+    dicom_port: int = Field(11112, ge=1, le=65535, description="Port of the DICOM door.")
+    dicom_ae_title: str = Field(
+        "DERMSERVE", pattern=r"^[!-\[\]-~]([ -\[\]-~]{0,14}[!-\[\]-~])?$", description="What DICOM nodes call this one."
+    )
+    dicom_associations: int = Field(32, ge=1, le=256, description="DICOM associations at once; more are rejected.")
+    dicom_tls_certificate: Path | None = Field(
+        None, description="PEM file with the certificate and its chain; the DICOM door then speaks TLS and nothing else."
+    )
+    dicom_tls_key: Path | None = Field(None, description="PEM file with its key; unset: the key is in the same file.")
+    dicom_tls_client_ca: Path | None = Field(
+        None, description="PEM file with the authorities whose certificate a DICOM node must show; unset: none is asked."
+    )
 
     operating_point: str = Field(
         "sensitivity_95", description="Named operating point of the model card that decides referral."

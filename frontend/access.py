@@ -58,7 +58,7 @@ _PERMISSIONS: Final[Mapping[Role, frozenset[Permission]]] = {
 
 @dataclass(frozen=True)
 class Caller:
-    """Who a request comes from. `key_id`: the API key that it came with; None for a person at a page."""
+    """Who a request comes from: a machine by its API key (`key_id`) or as a DICOM node (`sender_id`), else a person."""
 
     user_id: UUID
     email: str
@@ -66,14 +66,15 @@ class Caller:
     organisation_id: UUID | None = None
     key_id: UUID | None = None
     scopes: frozenset[Scope] = field(default=ALL_SCOPES)
+    sender_id: UUID | None = None
 
     @property
     def machine(self) -> bool:
-        """Whether it came with an API key."""
-        return self.key_id is not None
+        """Whether it came with an API key or by DICOM."""
+        return self.key_id is not None or self.sender_id is not None
 
     def may(self, permission: Permission) -> bool:
-        """Whether this person has a permission; a key never has one, whoever owns it."""
+        """Whether this person has a permission; a machine never has one, whoever owns its key."""
         return not self.machine and permission in _PERMISSIONS[self.role]
 
     def require(self, needed: Permission | Scope) -> None:

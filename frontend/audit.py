@@ -49,6 +49,8 @@ class Action(StrEnum):
     MEMBER_MOVED = "account.organisation_changed"
     KEY_CREATED = "key.created"
     KEY_REVOKED = "key.revoked"
+    SENDER_ALLOWED = "sender.allowed"
+    SENDER_REMOVED = "sender.removed"
     ORGANISATION_CREATED = "organisation.created"
     ORGANISATION_CHANGED = "organisation.changed"
     RESULT_READ = "result.read"

@@ -12,14 +12,15 @@ from sqlalchemy import delete, select
 from dermserve.errors import RequestInvalid
 from frontend.audit import Action
 from frontend.database import Database
-from frontend.models import ApiKey, AuditEntry, Lesion, PasswordReset, Prediction, User, WebSession
+from frontend.models import ApiKey, AuditEntry, Lesion, PasswordReset, Prediction, Sender, User, WebSession
 from frontend.retention import expire
 
-_KINDS: Final[Mapping[str, tuple[Action, type[User | Prediction | Lesion | ApiKey]]]] = {
+_KINDS: Final[Mapping[str, tuple[Action, type[User | Prediction | Lesion | ApiKey | Sender]]]] = {
     "account": (Action.ACCOUNT_DELETED, User),
     "result": (Action.RESULT_DELETED, Prediction),
     "lesion": (Action.LESION_DELETED, Lesion),
     "key": (Action.KEY_REVOKED, ApiKey),
+    "sender": (Action.SENDER_REMOVED, Sender),
 }
 
 
@@ -54,7 +55,7 @@ async def repeat(database: Database, lines: Iterable[str]) -> int:
     return found + await expire(database)
 
 
-def _read(line: str) -> tuple[type[User | Prediction | Lesion | ApiKey], UUID]:
+def _read(line: str) -> tuple[type[User | Prediction | Lesion | ApiKey | Sender], UUID]:
     kind, _, row_id = line.strip().partition(" ")
     try:
         return _KINDS[kind][1], UUID(row_id)

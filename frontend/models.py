@@ -224,8 +224,8 @@ class Prediction(Base):
 class Instance(Base):
     """The DICOM image that a result is of: one frame of a SOP instance, of which `frames` belong together.
 
-    `patient` is what a report to a hospital's archive says of the patient, sealed (`vault.py`); None unless the
-    organisation wants it kept (`dicom/identifiers.py`).
+    `patient` is what a report to a hospital's archive says of the patient, sealed (`vault.py`): a pseudonym unless the
+    organisation wants it kept as it came, and None where no report will be sent (`dicom/identifiers.py`).
     """
 
     __tablename__ = "instances"
@@ -243,7 +243,10 @@ class Instance(Base):
 
 
 class Sender(Base):
-    """A DICOM node that may send: its AE title, the networks that it calls from, and whose results they become."""
+    """A DICOM node that may send: its AE title, the networks that it calls from, and whose results they become.
+
+    `host` and `port` are where it takes reports of storage commitment; None where it waits for them while it is connected.
+    """
 
     __tablename__ = "senders"
     __table_args__ = (UniqueConstraint("ae_title"),)
@@ -252,6 +255,28 @@ class Sender(Base):
     owner_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), index=True)
     ae_title: Mapped[str]
     networks: Mapped[list[str]] = mapped_column(ARRAY(Text()))
+    host: Mapped[str | None]
+    port: Mapped[int | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class Commitment(Base):
+    """A DICOM node's request to be told what is safely stored, until it was told (PS3.4 annex J).
+
+    Instance n of the request is `instances[n]`, of class `classes[n]`. A worker moves `due_at` on before it tells.
+    """
+
+    __tablename__ = "commitments"
+    __table_args__ = (UniqueConstraint("ae_title", "transaction_uid"),)
+
+    id: Mapped[uuid.UUID] = mapped_column(primary_key=True, default=uuid.uuid4)
+    owner_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), index=True)
+    ae_title: Mapped[str]
+    transaction_uid: Mapped[str]
+    classes: Mapped[list[str]] = mapped_column(ARRAY(Text()))
+    instances: Mapped[list[str]] = mapped_column(ARRAY(Text()))
+    attempts: Mapped[int] = mapped_column(server_default="0")
+    due_at: Mapped[datetime] = mapped_column(server_default=func.now(), index=True)
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 

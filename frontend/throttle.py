@@ -114,7 +114,7 @@ class Throttle:
         await self._hit(_RESETS, "resets", normal_email(email))
 
     async def before_image(self, caller: Caller) -> None:
-        """Count an image against its key, or against a person.
+        """Count an image against its key or DICOM node, or against a person.
 
         A process takes a sixtieth of a minute's images at a time from the database and uses them up by itself: all
         processes together never let more through than the limit, and may let through a little less.
@@ -122,7 +122,7 @@ class Throttle:
         Raises:
             RateLimited: too many within this minute.
         """
-        sender = caller.key_id or caller.user_id
+        sender = caller.key_id or caller.sender_id or caller.user_id
         if not self._use_lease(sender):
             # One asks for all who come at the same moment, or each would take a lease of its own.
             async with self._leasing.setdefault(sender, asyncio.Lock()):

@@ -1,5 +1,7 @@
 """What must be read again but is worth nothing as it stands in the database or in a cookie: sealed with a key of the server.
 
+What must only be recognised again gets a pseudonym by the same key.
+
 AES-256-GCM (NIST SP 800-38D), which also tells whether somebody altered it. The key is `DERMSERVE_SECRET_KEY`, the same
 for all replicas; without it, a file in the state folder that is made on first use. To replace it, both hold several: with
 commas between them, or one a line. The first seals, all open, and `dermserve admin rotate-secret` seals anew.
@@ -8,6 +10,7 @@ commas between them, or one a line. The first seals, all open, and `dermserve ad
 from __future__ import annotations
 
 import hashlib
+import hmac
 import os
 import secrets
 import time
@@ -31,7 +34,9 @@ class Vault:
     """Seals with the first key and opens with each. `purpose` binds what is sealed to its use: it opens for no other."""
 
     def __init__(self, newest: str, *older: str) -> None:
-        self._ciphers = [AESGCM(hashlib.sha256(key.encode()).digest()) for key in (newest, *older)]
+        keys = [hashlib.sha256(key.encode()).digest() for key in (newest, *older)]
+        self._ciphers = [AESGCM(key) for key in keys]
+        self._newest = keys[0]
 
     @classmethod
     def of(cls, settings: Settings) -> Vault:
@@ -52,6 +57,15 @@ class Vault:
         ends = int(time.time() + lifetime_s) if lifetime_s is not None else 0
         nonce = os.urandom(_NONCE)
         return nonce + self._ciphers[0].encrypt(nonce, ends.to_bytes(_TIME, "big") + content, purpose.encode())
+
+    def pseudonym(self, content: bytes, purpose: str) -> bytes:
+        """32 bytes that are the same for the same content and purpose, and tell nothing of it without the key.
+
+        HMAC-SHA-256 (RFC 2104) with a key for the purpose alone, itself an HMAC by the server's newest key: a new
+        one gives new pseudonyms.
+        """
+        key = hmac.digest(self._newest, b"pseudonym of " + purpose.encode(), "sha256")
+        return hmac.digest(key, content, "sha256")
 
     def open(self, sealed: bytes, purpose: str) -> bytes | None:
         """What was sealed; None where it was altered, sealed with another key or for another purpose, or is too old."""

@@ -1,4 +1,4 @@
-"""Hospital streams: DICOM instances, who may send them, where results go, and the outbox of what is on its way."""
+"""Hospital streams: DICOM instances, who may send them and is told what is stored, where results go, and the outbox."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -39,12 +39,31 @@ def upgrade() -> None:
         sa.Column("owner_id", sa.Uuid(), nullable=False),
         sa.Column("ae_title", sa.Text(), nullable=False),
         sa.Column("networks", sa.ARRAY(sa.Text()), nullable=False),
+        sa.Column("host", sa.Text()),
+        sa.Column("port", sa.Integer()),
         sa.Column("created_at", _TIME, server_default=sa.func.now(), nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_senders"),
         sa.ForeignKeyConstraint(["owner_id"], ["users.id"], name="fk_senders_owner_id", ondelete="CASCADE"),
         sa.UniqueConstraint("ae_title", name="uq_senders_ae_title"),
     )
     op.create_index("ix_senders_owner_id", "senders", ["owner_id"])
+    op.create_table(
+        "commitments",
+        sa.Column("id", sa.Uuid(), nullable=False),
+        sa.Column("owner_id", sa.Uuid(), nullable=False),
+        sa.Column("ae_title", sa.Text(), nullable=False),
+        sa.Column("transaction_uid", sa.Text(), nullable=False),
+        sa.Column("classes", sa.ARRAY(sa.Text()), nullable=False),
+        sa.Column("instances", sa.ARRAY(sa.Text()), nullable=False),
+        sa.Column("attempts", sa.Integer(), server_default="0", nullable=False),
+        sa.Column("due_at", _TIME, server_default=sa.func.now(), nullable=False),
+        sa.Column("created_at", _TIME, server_default=sa.func.now(), nullable=False),
+        sa.PrimaryKeyConstraint("id", name="pk_commitments"),
+        sa.ForeignKeyConstraint(["owner_id"], ["users.id"], name="fk_commitments_owner_id", ondelete="CASCADE"),
+        sa.UniqueConstraint("ae_title", "transaction_uid", name="uq_commitments_ae_title_transaction_uid"),
+    )
+    op.create_index("ix_commitments_owner_id", "commitments", ["owner_id"])
+    op.create_index("ix_commitments_due_at", "commitments", ["due_at"])
     op.create_table(
         "destinations",
         sa.Column("id", sa.Uuid(), nullable=False),
@@ -85,6 +104,6 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    for table in ("outbox", "destinations", "senders", "instances"):
+    for table in ("outbox", "destinations", "commitments", "senders", "instances"):
         op.drop_table(table)
     op.drop_column("organisations", "keeps_patients")

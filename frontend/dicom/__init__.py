@@ -1,0 +1,4 @@
+"""The DICOM door: a process of its own (`python -m frontend.dicom`) that takes images from gateways by C-STORE.
+
+Web workers import neither this nor pynetdicom, but for `senders` and `identifiers`, which need neither.
+"""
