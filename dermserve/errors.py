@@ -44,7 +44,7 @@ class ImageError(DermserveError):
 class ImageEmpty(ImageError):
     code = "image_empty"
     title = "The request holds no image"
-    dicom_status = 0xC001
+    dicom_status = 0xC006
 
 
 class ImageTooLarge(ImageError):
@@ -77,11 +77,19 @@ class ImageUndecodable(ImageError):
     dicom_status = 0xC005
 
 
-class DataSetMismatch(ImageError):
-    """A DICOM object that is not what the request calls it (PS3.4 B.2.3: data set does not match SOP class)."""
+class DicomNotUnderstood(ImageError):
+    """The object cannot be told from others: it is damaged, or its SOP class or instance UID is missing or malformed."""
 
-    code = "data_set_mismatch"
-    title = "The DICOM object is not the one that was announced"
+    code = "dicom_not_understood"
+    title = "The DICOM object cannot be understood"
+    dicom_status = 0xC001
+
+
+class SopClassMismatch(DicomNotUnderstood):
+    """The data set is of another SOP class than its sender announced (PS3.4 table B.2-1)."""
+
+    code = "dicom_sop_class_mismatch"
+    title = "The DICOM object is not of the announced class"
     dicom_status = 0xA900
 
 

@@ -56,13 +56,21 @@ class Settings(BaseSettings):
     dicom_ae_title: str = Field(
         "DERMSERVE", pattern=r"^[!-\[\]-~]([ -\[\]-~]{0,14}[!-\[\]-~])?$", description="What DICOM nodes call this one."
     )
+    dicom_sop_classes: str = Field(
+        "",
+        pattern=r"^[0-9., ]*$",
+        description="UIDs of the storage SOP classes that are taken, with commas; unset: photographs, dermoscopic ones "
+        "included, and secondary captures.",
+    )
     dicom_associations: int = Field(32, ge=1, le=256, description="DICOM associations at once; more are rejected.")
     dicom_tls_certificate: Path | None = Field(
-        None, description="PEM file with the certificate and its chain; the DICOM door then speaks TLS and nothing else."
+        None,
+        description="PEM file with the certificate and its chain; the DICOM door then speaks TLS and nothing else.",
     )
     dicom_tls_key: Path | None = Field(None, description="PEM file with its key; unset: the key is in the same file.")
     dicom_tls_client_ca: Path | None = Field(
-        None, description="PEM file with the authorities whose certificate a DICOM node must show; unset: none is asked."
+        None,
+        description="PEM file with the authorities whose certificate a DICOM node must show; unset: none is asked.",
     )
 
     operating_point: str = Field(

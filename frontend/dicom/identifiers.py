@@ -1,10 +1,9 @@
 """What is kept of a patient: nothing, a pseudonym, or what a report must repeat; rule by rule.
 
 1. No report will be sent, because the sender's organisation has no destination: nothing is kept, nor read.
-2. The organisation has not asked for more: a pseudonym stands in place of patient id and name. It is the same for the
-   same patient of the same organisation, and cannot be led back without the server's key. All else of the patient and
-   the study is left empty.
-3. The organisation asked for it (`Organisation.keeps_patients`): the attributes of `KEPT`, as they came.
+2. The organisation has not asked for more: a pseudonym stands in place of the patient's id and name. It is the same for the
+   same patient id of the same organisation, and cannot be led back without the server's key. Birth date and sex are empty.
+3. The organisation asked for it (`Organisation.keeps_patients`): id, name, birth date and sex, as they came.
 
 Whatever is kept is sealed, stands in `Instance.patient` alone, and is emptied once the report was delivered. UIDs of study,
 series and instance are kept in every case: the answer to "is this image stored?" and the report's reference to it are made
@@ -15,25 +14,12 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Final
 from uuid import UUID
 
+from dermserve.dicom.identity import Patient
 from frontend.vault import Vault
-
-KEPT: Final = (
-    "PatientName",
-    "PatientID",
-    "IssuerOfPatientID",
-    "PatientBirthDate",
-    "PatientSex",
-    "StudyDate",
-    "StudyTime",
-    "StudyID",
-    "AccessionNumber",
-    "ReferringPhysicianName",
-)
-"""Keywords of the patient's and the study's module that a report in the same study must repeat (PS3.3 C.7.1.1, C.7.2.1)."""
 
 _PURPOSE: Final = "dicom patient"
 _CHARACTERS: Final = 26  # of base32: 130 bits
@@ -45,30 +31,28 @@ class Identifiers:
     def __init__(self, vault: Vault) -> None:
         self._vault = vault
 
-    def kept(self, patient: Mapping[str, str], *, study_uid: str, organisation: UUID, as_it_came: bool) -> bytes:
+    def kept(self, patient: Patient, *, study_uid: str, organisation: UUID, as_it_came: bool) -> bytes:
         """What stands in `Instance.patient`.
 
         Args:
-            patient: keywords of `KEPT` with their values as text; others are ignored.
-            study_uid: stands for the patient where the object names none.
+            patient: as the object says it.
+            study_uid: stands for the patient where the object has no patient id.
             organisation: patients of two organisations share no pseudonym.
             as_it_came: `Organisation.keeps_patients`.
         """
-        if as_it_came:
-            values = {keyword: patient[keyword] for keyword in KEPT if patient.get(keyword)}
-        else:
-            pseudonym = self._pseudonym(patient, study_uid, organisation)
-            values = {"PatientName": pseudonym, "PatientID": pseudonym}
-        return self._vault.seal(json.dumps(values).encode(), _PURPOSE)
+        if not as_it_came:
+            pseudonym = self._pseudonym(patient.id, study_uid, organisation)
+            patient = Patient(id=pseudonym, name=pseudonym, birth_date="", sex="")
+        return self._vault.seal(json.dumps(asdict(patient)).encode(), _PURPOSE)
 
-    def read(self, kept: bytes) -> dict[str, str] | None:
-        """Keywords and values as they were kept; None where the server's key is another by now."""
+    def read(self, kept: bytes) -> Patient | None:
+        """The patient as kept; None where the server's key is another by now."""
         opened = self._vault.open(kept, _PURPOSE)
-        values: dict[str, str] | None = json.loads(opened) if opened is not None else None
-        return values
+        return Patient(**json.loads(opened)) if opened is not None else None
 
-    def _pseudonym(self, patient: Mapping[str, str], study_uid: str, organisation: UUID) -> str:
-        named = [patient.get("PatientID", ""), patient.get("IssuerOfPatientID", "")]
-        whom = json.dumps([str(organisation), *(named if named[0] else [study_uid])])
+    def _pseudonym(self, patient_id: str, study_uid: str, organisation: UUID) -> str:
+        whom = json.dumps(
+            [str(organisation), "patient", patient_id] if patient_id else [str(organisation), "study", study_uid]
+        )
         digest = self._vault.pseudonym(whom.encode(), _PURPOSE)
         return "DS" + base64.b32encode(digest).decode()[:_CHARACTERS]

@@ -49,7 +49,7 @@ _BY_AE_TITLE: Final = Statement(
     .outerjoin(Organisation, Organisation.id == User.organisation_id)
     .where(Sender.ae_title == bindparam("ae_title"), User.disabled_at.is_(None))
 )
-_ANY: Final = Statement(select(Sender.id).limit(1))
+_ANY: Final = Statement(select(exists().where(Sender.id.is_not(None)).label("any")))
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,10 @@ class Senders:
         return Node(caller, ae_title, report_to, found["reports"], bool(found["keeps_patients"]))
 
     async def _of_this_machine(self, ae_title: str, address: str) -> Node | None:
-        if not self._open or not _address(address).is_loopback or await self._database.fetch_each(_ANY, [{}]):
+        if not self._open or not _address(address).is_loopback:
+            return None
+        [found] = await self._database.fetch_each(_ANY, [{}])
+        if found["any"]:
             return None
         owner = await Users(self._database).service(SERVICE)
         scopes = frozenset({Scope.PREDICT})
@@ -120,9 +123,11 @@ class Senders:
     async def allow(
         self, owner: UUID, ae_title: str, networks: Iterable[str], report_to: tuple[str, int] | None = None
     ) -> None:
-        """Let a node send; its results belong to `owner`.
+        """Let a node send.
 
         Args:
+            owner: whose its results become.
+            ae_title: what it calls itself.
             networks: as CIDR; a single address is a network of one.
             report_to: host and port where it takes reports of storage commitment.
 

@@ -1,0 +1,62 @@
+"""Which SOP classes are taken, and in which transfer syntaxes: what a requestor is offered."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from pydicom import uid
+from pynetdicom.presentation import PresentationContext, build_context
+from pynetdicom.service_class import StorageServiceClass
+from pynetdicom.sop_class import uid_to_service_class
+
+from dermserve import dicom
+from dermserve.errors import StartupError
+from dermserve.settings import Settings
+from frontend.dicom import commitment
+
+VERIFICATION: Final = "1.2.840.10008.1.1"
+SOP_CLASSES: Final = (
+    "1.2.840.10008.5.1.4.1.1.77.1.7",  # dermoscopic photography
+    "1.2.840.10008.5.1.4.1.1.77.1.4",  # VL photographic
+    "1.2.840.10008.5.1.4.1.1.7",  # secondary capture
+    "1.2.840.10008.5.1.4.1.1.7.2",  # multi-frame grayscale byte secondary capture
+    "1.2.840.10008.5.1.4.1.1.7.4",  # multi-frame true colour secondary capture
+)
+"""What is taken unless the settings say otherwise."""
+
+_PLAIN: Final = (uid.ExplicitVRLittleEndian, uid.ImplicitVRLittleEndian)
+# A sender that offers several in one context may compress for us: never with loss while there is another way.
+_WITH_LOSS: Final = frozenset(
+    {uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, uid.JPEGLSNearLossless, uid.JPEG2000, uid.HTJ2K}
+)
+
+
+def transfer_syntaxes() -> list[str]:
+    """All that `dermserve.dicom` reads, in the order of preference."""
+    order = (*_PLAIN, *(one for one in dicom.TRANSFER_SYNTAXES if one not in _WITH_LOSS), *dicom.TRANSFER_SYNTAXES)
+    return [one for one in dict.fromkeys(map(str, order)) if one in dicom.TRANSFER_SYNTAXES]
+
+
+def sop_classes(settings: Settings) -> tuple[str, ...]:
+    """UIDs of the storage SOP classes that are taken.
+
+    Raises:
+        StartupError: the settings name what is no storage SOP class.
+    """
+    wanted = tuple(part.strip() for part in settings.dicom_sop_classes.split(",") if part.strip()) or SOP_CLASSES
+    for one in wanted:
+        if uid_to_service_class(one) is not StorageServiceClass:
+            raise StartupError(f"DERMSERVE_DICOM_SOP_CLASSES: {one} is not the UID of a storage SOP class.")
+    return wanted
+
+
+def offered(settings: Settings) -> list[PresentationContext]:
+    """Every service with its transfer syntaxes.
+
+    Raises:
+        StartupError: as of `sop_classes`.
+    """
+    asked = build_context(commitment.SOP_CLASS, list(_PLAIN))
+    asked.scu_role, asked.scp_role = True, False  # the requestor may say that it is the user of the service
+    storage = [build_context(one, transfer_syntaxes()) for one in sop_classes(settings)]
+    return [build_context(VERIFICATION, list(_PLAIN)), asked, *storage]
