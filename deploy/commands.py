@@ -7,7 +7,7 @@ import click
 
 @click.command()
 def serve() -> None:
-    """Start PostgreSQL, Triton and the web server, and print the address once all are ready.
+    """Start PostgreSQL, Triton, the web server and the DICOM door, and print the address once all are ready.
 
     Stops everything on Ctrl-C or SIGTERM. Settings are DERMSERVE_* environment variables (docs/architecture.md).
 
@@ -26,7 +26,7 @@ def serve() -> None:
     from dermserve.settings import Settings
 
     settings = Settings()
-    click.echo("Starting PostgreSQL, Triton and the web server …", err=True)
+    click.echo("Starting PostgreSQL, Triton, the web server and the DICOM door …", err=True)
     try:
         asyncio.run(run(settings, lambda address: click.echo(f"dermserve is ready at {address} (Ctrl-C stops it)")))
     except OSError as error:

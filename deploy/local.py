@@ -1,4 +1,4 @@
-"""The whole stack on one machine: PostgreSQL, Triton and the web server, started, watched and stopped together."""
+"""The whole stack on one machine: PostgreSQL, Triton, web server and DICOM door, started, watched and stopped together."""
 
 from __future__ import annotations
 
@@ -95,7 +95,10 @@ async def _start(settings: Settings, cleanup: contextlib.AsyncExitStack, stopped
         cleanup.enter_context(_published(settings.state_dir / URL_FILE, url))
     if not stopped.is_set():
         await asyncio.to_thread(migrate, url)
-        await launch(_web(settings, {**environment, "DERMSERVE_DATABASE_URL": url}))
+        environment["DERMSERVE_DATABASE_URL"] = url
+        await launch(_web(settings, environment.copy()))
+        await launch(_dicom(settings, environment))
+        await until("the DICOM door to listen", lambda: asyncio.to_thread(_listening, settings), children)
         await until("the service to be ready", lambda: asyncio.to_thread(_ready, settings), children)
     return children
 
@@ -141,6 +144,12 @@ def _web(settings: Settings, environment: dict[str, str]) -> Child:
     return Child("the web server", command, log_file, environment, clean, stop_timeout_s=25)
 
 
+def _dicom(settings: Settings, environment: dict[str, str]) -> Child:
+    command = [sys.executable, "-m", "frontend.dicom"]
+    log_file = settings.state_dir / "logs/dicom.log"
+    return Child("the DICOM door", command, log_file, environment, stop_timeout_s=25)
+
+
 class _Until:
     """Waits for a part to become true, and gives up when a child has died, the time is over or a stop is asked for."""
 
@@ -168,8 +177,21 @@ async def _answers(call: Callable[[str], Awaitable[None]], url: str) -> bool:
     return True
 
 
+def _listening(settings: Settings) -> bool:
+    try:
+        with socket.create_connection((_reachable(settings.dicom_host), settings.dicom_port), timeout=1):
+            return True
+    except OSError:
+        return False
+
+
+def _reachable(host: str) -> str:
+    """Where this machine reaches a server that listens on `host`."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  compared, not listened on
+
+
 def _ready(settings: Settings) -> bool:
-    host = "127.0.0.1" if settings.host == "0.0.0.0" else settings.host  # noqa: S104  a comparison
+    host = _reachable(settings.host)
     try:
         # Without proxies: an http_proxy of the environment is not for our own address.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -214,7 +236,10 @@ def _published(path: Path, text: str) -> Iterator[None]:
 
 
 def _check_ports(settings: Settings) -> None:
-    wanted = {"DERMSERVE_PORT": (settings.host, settings.port)}
+    wanted = {
+        "DERMSERVE_PORT": (settings.host, settings.port),
+        "DERMSERVE_DICOM_PORT": (settings.dicom_host, settings.dicom_port),
+    }
     if settings.embedded_triton:
         wanted |= {
             "DERMSERVE_TRITON_GRPC_PORT": ("127.0.0.1", settings.triton_grpc_port),
@@ -222,7 +247,7 @@ def _check_ports(settings: Settings) -> None:
             "DERMSERVE_TRITON_METRICS_PORT": ("127.0.0.1", settings.triton_metrics_port),
         }
     for variable, (host, port) in wanted.items():
-        with socket.socket() as probe:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
             # As the servers do: a connection that lingers from an earlier run does not count as in use.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:

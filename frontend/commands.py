@@ -9,10 +9,12 @@ from typing import TextIO, TypeVar
 
 import click
 
+from dermserve.errors import RequestInvalid
 from dermserve.settings import Settings
 from frontend import audit, deletions
 from frontend.access import Role
 from frontend.database import Database, database_url, migrate
+from frontend.dicom.senders import Senders
 from frontend.identity.keys import Keys
 from frontend.identity.second_factor import SecondFactor
 from frontend.identity.users import Users
@@ -23,7 +25,7 @@ Outcome = TypeVar("Outcome")
 
 @click.group()
 def admin() -> None:
-    """Create users and API keys; bring a database's schema up to date. Works while the stack runs.
+    """Users, API keys, DICOM senders, and a database's schema. Works while the stack runs.
 
     \b
     Examples:
@@ -68,6 +70,66 @@ def create_api_key(name: str, email: str | None) -> None:
         return f"API key '{name}' of {owner.email}, shown only now: {key}"
 
     click.echo(_run(create))
+
+
+@admin.command("allow-sender")
+@click.argument("ae_title")
+@click.option("--network", "networks", multiple=True, required=True, help="It calls from here: CIDR; may come again.")
+@click.option("--user", "--owner", "email", help="Whose its results become; default: a service account of its name.")
+@click.option("--report-to", metavar="HOST:PORT", help="Where it takes reports of storage commitment.")
+def allow_sender(ae_title: str, networks: tuple[str, ...], email: str | None, report_to: str | None) -> None:
+    """Let a DICOM node send images by C-STORE.
+
+    As soon as one sender is allowed, no other node is let in, those of this machine included.
+
+    \b
+    Examples:
+      dermserve admin allow-sender GATEWAY1 --network 10.20.0.0/24
+      dermserve admin allow-sender DERM_PACS --network 10.20.1.7 --report-to 10.20.1.7:104 --user pacs@example.org
+    """
+
+    async def allow(database: Database) -> str:
+        users = Users(database)
+        owner = await (users.by_email(email) if email else users.service(ae_title))
+        await Senders(database).allow(owner.user_id, ae_title, networks, _address(report_to))
+        return owner.email
+
+    click.echo(f"{ae_title} may send from {', '.join(networks)}; its results belong to {_run(allow)}")
+
+
+@admin.command("senders")
+def list_senders() -> None:
+    """Print the DICOM nodes that may send: AE title, networks, owner, and where reports of storage commitment go.
+
+    \b
+    Example:
+      dermserve admin senders
+    """
+    for sender, owner in _run(lambda database: Senders(database).all()):
+        report_to = f"{sender.host}:{sender.port}" if sender.host else "-"
+        click.echo(f"{sender.ae_title}\t{','.join(sender.networks)}\t{owner}\t{report_to}")
+
+
+@admin.command("remove-sender")
+@click.argument("ae_title")
+def remove_sender(ae_title: str) -> None:
+    """Let a DICOM node send no more, within a second; its results stay.
+
+    \b
+    Example:
+      dermserve admin remove-sender GATEWAY1
+    """
+    _run(lambda database: Senders(database).remove(ae_title))
+    click.echo(f"{ae_title} may send no more.")
+
+
+def _address(text: str | None) -> tuple[str, int] | None:
+    if text is None:
+        return None
+    host, _, port = text.rpartition(":")
+    if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+        raise RequestInvalid(f"Not an address like 10.20.1.7:104: {text}")
+    return host.strip("[]"), int(port)
 
 
 @admin.command("reset-second-factor")

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -24,8 +25,9 @@ from frontend.dicom.__main__ import serve
 from frontend.dicom.senders import Senders
 from frontend.identity.users import Users
 from tests.dermserve.encoded import DERMOSCOPIC_PHOTOGRAPHY, coded
-from tests.frontend.conftest import StandIn
+from tests.frontend.conftest import Cluster, StandIn, make_card
 
+NO_ANSWER = -1
 EXPLICIT = "1.2.840.10008.1.2.1"
 
 
@@ -39,7 +41,7 @@ class Door:
     """The process's own code in a thread; the model server is a stand-in."""
 
     def __init__(self, settings: Settings, stand_in: StandIn) -> None:
-        self.settings = settings.model_copy(update={"dicom_port": free_port()} | {})
+        self.settings = settings
         self.stand_in = stand_in
         self.error: BaseException | None = None
         self._loop = asyncio.new_event_loop()
@@ -72,8 +74,26 @@ class Door:
         assert not self._thread.is_alive()
         return time.monotonic() - started
 
+    @property
+    def address(self) -> tuple[str, int]:
+        return "127.0.0.1", self.settings.dicom_port
+
     def rows(self, query: str, *arguments: object) -> list[asyncpg.Record]:
         return rows(self.settings, query, *arguments)
+
+
+def settings_of(cluster: Cluster, folder: Path, **changes: Any) -> Settings:
+    """With a database of their own, because who may send depends on all that is in it."""
+    make_card(folder / "models")
+    known = {"database_url": cluster.create(), "model_repository": folder / "models", "state_dir": folder / "state"}
+    return Settings(**known, dicom_port=free_port(), **changes)
+
+
+@contextmanager
+def opened(settings: Settings) -> Iterator[Door]:
+    door = Door(settings, StandIn()).start()
+    yield door
+    door.stop()
 
 
 def rows(settings: Settings, query: str, *arguments: object) -> list[asyncpg.Record]:
@@ -120,7 +140,7 @@ def store(door: Door, *files: bytes, **more: Any) -> list[int]:
     pairs = dict.fromkeys((one.SOPClassUID, one.file_meta.TransferSyntaxUID) for one in datasets)
     with associated(door, contexts=[build_context(*pair) for pair in pairs], **more) as association:
         assert association.is_established
-        return [association.send_c_store(one).Status for one in datasets]
+        return [association.send_c_store(one).get("Status", NO_ANSWER) for one in datasets]
 
 
 def allow(settings: Settings, ae_title: str, *networks: str, owner: str = "gateway", **more: Any) -> None:

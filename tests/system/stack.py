@@ -46,7 +46,7 @@ class Stack:
     """`start` waits for the line with the address; `stop` sends SIGTERM and returns the exit status."""
 
     def __init__(self, state_dir: Path) -> None:
-        names = ("PORT", "TRITON_GRPC_PORT", "TRITON_HTTP_PORT", "TRITON_METRICS_PORT")
+        names = ("PORT", "DICOM_PORT", "TRITON_GRPC_PORT", "TRITON_HTTP_PORT", "TRITON_METRICS_PORT")
         self.ports = dict(zip(names, free_ports(len(names)), strict=True))
         self.state_dir = state_dir
         self.url = f"http://127.0.0.1:{self.ports['PORT']}"
