@@ -6,6 +6,7 @@ import asyncio
 import logging
 import signal
 import sys
+import warnings
 from collections.abc import Coroutine
 from ipaddress import ip_address
 from typing import Any
@@ -93,7 +94,8 @@ async def _main(settings: Settings) -> None:
 def main() -> int:
     """Exit status 0 after a stop that was asked for."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # it quotes values
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # it quotes values, here and in its warnings
+    warnings.simplefilter("ignore")
     try:
         asyncio.run(_main(Settings()))
     except StartupError as error:
