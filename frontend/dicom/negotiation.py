@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from typing import Final
 
 from pydicom import uid
@@ -25,16 +26,22 @@ SOP_CLASSES: Final = (
 """What is taken unless the settings say otherwise."""
 
 _PLAIN: Final = (uid.ExplicitVRLittleEndian, uid.ImplicitVRLittleEndian)
-# A sender that offers several in one context may compress for us: never with loss while there is another way.
-_WITH_LOSS: Final = frozenset(
-    {uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, uid.JPEGLSNearLossless, uid.JPEG2000, uid.HTJ2K}
-)
 
 
-def transfer_syntaxes() -> list[str]:
-    """All that `dermserve.dicom` reads, in the order of preference."""
-    order = (*_PLAIN, *(one for one in dicom.TRANSFER_SYNTAXES if one not in _WITH_LOSS), *dicom.TRANSFER_SYNTAXES)
-    return [one for one in dict.fromkeys(map(str, order)) if one in dicom.TRANSFER_SYNTAXES]
+def keep_first(asked: Iterable[PresentationContext]) -> None:
+    """Of each context that a requestor proposes leave the first transfer syntax that is read here, if any is.
+
+    Its order is its preference: what its images are in comes first, and by far not every sender can change that.
+    """
+    for context in asked:
+        readable = _readable(str(context.abstract_syntax))
+        first = next((one for one in context.transfer_syntax if one in readable), None)
+        if first is not None:
+            context.transfer_syntax = [first]
+
+
+def _readable(abstract_syntax: str) -> Collection[str]:
+    return _PLAIN if abstract_syntax in (VERIFICATION, commitment.SOP_CLASS) else dicom.TRANSFER_SYNTAXES
 
 
 def sop_classes(settings: Settings) -> tuple[str, ...]:
@@ -58,5 +65,5 @@ def offered(settings: Settings) -> list[PresentationContext]:
     """
     asked = build_context(commitment.SOP_CLASS, list(_PLAIN))
     asked.scu_role, asked.scp_role = True, False  # the requestor may say that it is the user of the service
-    storage = [build_context(one, transfer_syntaxes()) for one in sop_classes(settings)]
+    storage = [build_context(one, list(dicom.TRANSFER_SYNTAXES)) for one in sop_classes(settings)]
     return [build_context(VERIFICATION, list(_PLAIN)), asked, *storage]

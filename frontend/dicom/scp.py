@@ -141,6 +141,7 @@ class Scp:
         association.node = self._run(self._senders.admit(calling, str(address)))
         if association.node is None:
             return _CALLING
+        negotiation.keep_first(asked.presentation_context_definition_list)
         association.counted = self.server.slots.acquire(blocking=False)
         return None if association.counted else _FULL
 

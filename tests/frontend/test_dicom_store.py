@@ -17,7 +17,7 @@ from pynetdicom import build_context
 from dermserve import dicom
 from dermserve.errors import BY_CODE, Overloaded
 from frontend.database import Database
-from frontend.dicom import negotiation, room
+from frontend.dicom import room
 from frontend.dicom.identifiers import Identifiers
 from frontend.models import Destination, Organisation
 from frontend.vault import Vault
@@ -67,14 +67,14 @@ def test_success_means_that_the_result_is_in_the_database(door: Door, syntax: st
     assert door.stand_in.calls == [True], "a gateway's images queue behind those of people"
 
 
-def test_everything_that_can_be_decoded_is_accepted_and_raw_is_preferred(door: Door) -> None:
+def test_everything_that_can_be_decoded_is_accepted_in_the_sender_s_order(door: Door) -> None:
     contexts = [build_context(DERMOSCOPIC_PHOTOGRAPHY, syntax) for syntax in dicom.TRANSFER_SYNTAXES]
-    contexts.append(build_context(DERMOSCOPIC_PHOTOGRAPHY, [uid.JPEGBaseline8Bit, uid.JPEG2000Lossless]))
-    contexts.append(build_context(DERMOSCOPIC_PHOTOGRAPHY, [uid.JPEGBaseline8Bit, EXPLICIT]))
+    contexts.append(build_context(DERMOSCOPIC_PHOTOGRAPHY, [uid.MPEG2MPML, uid.JPEGBaseline8Bit, EXPLICIT]))
+    contexts.append(build_context(DERMOSCOPIC_PHOTOGRAPHY, [EXPLICIT, uid.JPEGBaseline8Bit]))
     with associated(door, contexts=contexts) as association:
         accepted = [context.transfer_syntax[0] for context in association.accepted_contexts]
-    # A sender that were asked for JPEG might compress, with loss, what it holds without.
-    assert accepted == [*dicom.TRANSFER_SYNTAXES, uid.JPEG2000Lossless, EXPLICIT]
+    # What a sender's images are in stands first, and not every one could send them otherwise.
+    assert accepted == [*dicom.TRANSFER_SYNTAXES, uid.JPEGBaseline8Bit, EXPLICIT]
 
 
 def test_its_results_belong_to_a_service_account(door: Door) -> None:
@@ -332,10 +332,3 @@ def test_nothing_is_kept_of_a_patient_where_no_report_is_sent(door: Door) -> Non
     assert store(door, data) == [0]
     [row] = door.rows("SELECT patient FROM instances WHERE sop_instance_uid = $1", read(data).SOPInstanceUID)
     assert row["patient"] is None
-
-
-def test_the_order_of_preference_holds_every_syntax_once() -> None:
-    order = negotiation.transfer_syntaxes()
-    assert sorted(order) == sorted(dicom.TRANSFER_SYNTAXES)
-    assert order[:2] == [uid.ExplicitVRLittleEndian, uid.ImplicitVRLittleEndian]
-    assert order.index(uid.JPEG2000Lossless) < order.index(uid.JPEGBaseline8Bit)
