@@ -95,8 +95,9 @@ class _ForUser(_Queue):
 class _Checkpoint(threading.Event):
     """Where pynetdicom's reactor passes each time it looks for work: here it waits until there may be some."""
 
-    def __init__(self) -> None:
+    def __init__(self, waiting: Callable[[], bool]) -> None:
         super().__init__()
+        self._waiting = waiting
         self.work = threading.Event()
         super().set()
 
@@ -105,7 +106,8 @@ class _Checkpoint(threading.Event):
         self.work.set()
 
     def wait(self, timeout: float | None = None) -> bool:
-        self.work.wait(_LOOK_S)
+        if not self._waiting():
+            self.work.wait(_LOOK_S)
         self.work.clear()
         return super().wait(timeout)
 
@@ -240,7 +242,7 @@ class BoundedAssociation(Association):
         self.counted = False
         self.busy = False
         self.tally: Counter[str] = Counter()
-        checkpoint = _Checkpoint()
+        checkpoint = _Checkpoint(lambda: not self.messages.empty())
         dimse = _Dimse(self, room)
         self.messages = _Messages(checkpoint.work.set, dimse)
         dimse.msg_queue = self.messages
