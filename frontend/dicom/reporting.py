@@ -14,6 +14,7 @@ from dermserve.errors import DermserveError
 from dermserve.settings import Settings
 from frontend.dicom import commitment
 from frontend.dicom.commitment import Commitments, Due, Report
+from frontend.dicom.outgoing import settle
 from frontend.dicom.server import tls_context
 
 log = logging.getLogger("dermserve.dicom")
@@ -71,4 +72,5 @@ def _sent(settings: Settings, due: Due, report: Report) -> bool:
     except (ValueError, RuntimeError):  # it does not take the service, or went away meanwhile
         return False
     finally:
+        settle(association)
         association.release()

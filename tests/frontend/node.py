@@ -22,6 +22,7 @@ from pynetdicom.association import Association
 from dermserve.settings import Settings
 from frontend.database import Database
 from frontend.dicom.__main__ import serve
+from frontend.dicom.outgoing import settle
 from frontend.dicom.senders import Senders
 from frontend.identity.users import Users
 from tests.dermserve.encoded import DERMOSCOPIC_PHOTOGRAPHY, coded
@@ -118,20 +119,38 @@ def read(data: bytes) -> Dataset:
     return dcmread(io.BytesIO(data))
 
 
+class Settled:
+    """An association that loses no answer by a race of pynetdicom's own."""
+
+    def __init__(self, association: Association) -> None:
+        self._association = association
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("send_") or name == "release":
+            settle(self._association)
+        return getattr(self._association, name)
+
+
 @contextmanager
 def associated(
-    door: Door, *, contexts: Sequence[Any] | None = None, calling: str = "GATEWAY", called: str = "DERMSERVE", **more: Any
-) -> Iterator[Association]:
+    door: Door,
+    *,
+    contexts: Sequence[Any] | None = None,
+    calling: str = "GATEWAY",
+    called: str = "DERMSERVE",
+    **more: Any,
+) -> Iterator[Any]:
     """An association of pynetdicom as SCU."""
     ae = AE(ae_title=calling)
     ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = 20
     wanted = list(contexts or [build_context(DERMOSCOPIC_PHOTOGRAPHY, EXPLICIT), build_context("1.2.840.10008.1.1")])
     association = ae.associate("127.0.0.1", door.settings.dicom_port, contexts=wanted, ae_title=called, **more)
+    sender = Settled(association)
     try:
-        yield association
+        yield sender
     finally:
         if association.is_established:
-            association.release()
+            sender.release()
 
 
 def store(door: Door, *files: bytes, **more: Any) -> list[int]:

@@ -20,6 +20,7 @@ from pynetdicom import AE, build_context
 
 from dermserve import dicom, sample
 from frontend.database import URL_FILE
+from frontend.dicom.outgoing import settle
 from tests.dermserve.encoded import DERMOSCOPIC_PHOTOGRAPHY, waves
 from tests.frontend.node import EXPLICIT, photograph, read
 from tests.system.stack import Stack
@@ -55,6 +56,7 @@ def send_until_acknowledged(stack: Stack, files: list[bytes], acknowledged: dict
         assert time.monotonic() < deadline, "the stream did not end"
         association = ae.associate("127.0.0.1", stack.ports["DICOM_PORT"], contexts=contexts, ae_title="DERMSERVE")
         while waiting and association.is_established:
+            settle(association)
             with contextlib.suppress(RuntimeError):
                 status = association.send_c_store(waiting[0]).get("Status", -1)
                 if status == 0x0000:
@@ -62,6 +64,7 @@ def send_until_acknowledged(stack: Stack, files: list[bytes], acknowledged: dict
                     acknowledged[done.SOPInstanceUID] = acknowledged.get(done.SOPInstanceUID, 0) + 1
                 else:
                     assert status in (-1, 0xA700), hex(status)
+        settle(association)
         if association.is_established:
             association.release()
         else:
