@@ -86,6 +86,10 @@ class Storage:
         while True:
             try:
                 created_at = await self._store_in_group({**row, **(asdict(origin) if origin else _NOWHERE)})
+            except asyncpg.UniqueViolationError as error:  # the frame of an instance that had other frames before
+                raise IdempotencyConflict(
+                    "This SOP instance was stored before with another number of frames."
+                ) from error
             except asyncpg.ForeignKeyViolationError as error:
                 if row["lesion_id"] is None:
                     raise Unauthenticated("This account was deleted.") from error

@@ -55,7 +55,8 @@ async def serve(settings: Settings, inference: Inference, stopped: asyncio.Event
     )
     throttle = Throttle(database, images=settings.rate_limit, registrations=settings.registration_limit)
     commitments = Commitments(database)
-    reception = Reception(run, predictions, throttle, Identifiers(Vault.of(settings)))
+    identifiers = Identifiers(Vault.of(settings))
+    reception = Reception(run, database, predictions=predictions, throttle=throttle, identifiers=identifiers)
     senders = Senders(database, open_to_this_machine=_is_loopback(settings.dicom_host))
     try:
         scp = Scp(settings, run, senders=senders, reception=reception, commitments=commitments, room=Room())

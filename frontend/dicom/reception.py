@@ -7,10 +7,14 @@ import itertools
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final, TypeVar
 
+from sqlalchemy import select
+
 from dermserve import dicom
-from dermserve.errors import DicomNotUnderstood
+from dermserve.errors import DicomNotUnderstood, IdempotencyConflict
+from frontend.database import Database
 from frontend.dicom.identifiers import Identifiers
 from frontend.dicom.senders import Node
+from frontend.models import Instance
 from frontend.predictions import Predictions
 from frontend.storage import Origin
 from frontend.throttle import Throttle
@@ -24,8 +28,17 @@ _AT_ONCE: Final = 4  # frames of one object: as many as keep the model server bu
 class Reception:
     """Stores objects. `run` runs a coroutine in the process's event loop and waits for it; `store` is called in threads."""
 
-    def __init__(self, run: Run[Any], predictions: Predictions, throttle: Throttle, identifiers: Identifiers) -> None:
+    def __init__(
+        self,
+        run: Run[Any],
+        database: Database,
+        *,
+        predictions: Predictions,
+        throttle: Throttle,
+        identifiers: Identifiers,
+    ) -> None:
         self._run = run
+        self._database = database
         self._predictions = predictions
         self._throttle = throttle
         self._identifiers = identifiers
@@ -58,10 +71,23 @@ class Reception:
             Origin(said.sop_class, said.sop_instance, said.study, said.series, number, count, patient)
             for number in range(1, count + 1)
         )
+        if count > 1:
+            self._run(self._check_frames(node, said.sop_instance, count))
         frames = zip(dicom.frames(data), origins, strict=True)
         while group := list(itertools.islice(frames, _AT_ONCE)):
             self._run(self._analyse_all(node, group))
         return count
+
+    async def _check_frames(self, node: Node, sop_instance: str, count: int) -> None:
+        """Fewer or more frames under one UID are other bytes, though each frame for itself may be a repeat."""
+        query = select(Instance.frames).where(
+            Instance.owner_id == node.caller.user_id,
+            Instance.sop_instance_uid == sop_instance,
+            Instance.frames != count,
+        )
+        async with self._database.transaction() as session:
+            if (await session.scalars(query.limit(1))).first() is not None:
+                raise IdempotencyConflict("This SOP instance was stored before with another number of frames.")
 
     async def _analyse_all(self, node: Node, group: Sequence[tuple[bytes, Origin]]) -> None:
         outcomes = await asyncio.gather(*(self._analyse(node, *one) for one in group), return_exceptions=True)

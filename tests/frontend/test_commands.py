@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from pydantic import SecretStr
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from dermserve.errors import Conflict, StartupError
+from dermserve.errors import Conflict, NotFound, RequestInvalid, StartupError
 from dermserve.settings import Settings
 from frontend.access import Caller
 from frontend.commands import admin
@@ -182,3 +182,24 @@ def test_migrate(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DERMSERVE_DATABASE_URL", cluster.url("by_hand"))
     assert "up to date" in run("migrate")
     cluster.execute("SELECT count(*) FROM predictions", "by_hand")
+
+
+def test_senders_are_allowed_listed_and_removed(server: Server, state: Path) -> None:
+    email = new_email()
+    run("create-user", email, "--password", PASSWORD)
+    said = run("allow-sender", "GATEWAY 1", "--network", "10.20.0.0/24", "--network", "192.0.2.7")
+    assert "service:gateway 1" in said
+    run("allow-sender", "DERM_PACS", "--network", "2001:db8::/32", "--user", email, "--report-to", "[2001:db8::1]:104")
+    listed = [line.split("\t") for line in run("senders").splitlines()]
+    assert ["GATEWAY 1", "10.20.0.0/24,192.0.2.7/32", "service:gateway 1", "-"] in listed
+    assert ["DERM_PACS", "2001:db8::/32", email, "2001:db8::1:104"] in listed
+    with pytest.raises(Conflict):
+        run("allow-sender", "DERM_PACS", "--network", "10.0.0.0/8")
+    for wrong in (["A\\B"], ["X" * 17], ["OTHER", "--network", "10.0.0.1/8"], ["OTHER", "--report-to", "nowhere"]):
+        with pytest.raises(RequestInvalid):
+            run("allow-sender", *wrong, "--network", "10.0.0.0/8")
+    for title in ("GATEWAY 1", "DERM_PACS"):
+        assert "no more" in run("remove-sender", title)
+    assert run("senders") == ""
+    with pytest.raises(NotFound):
+        run("remove-sender", "DERM_PACS")

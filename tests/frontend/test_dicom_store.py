@@ -148,6 +148,15 @@ def test_a_frame_that_fails_fails_the_object_and_a_repeat_completes_it(door: Doo
     assert [row[1] for row in of(door, read(data).SOPInstanceUID)] == list(range(1, 10))
 
 
+@pytest.mark.parametrize(("before", "after"), [(3, 2), (2, 3), (1, 2), (2, 1)])
+def test_one_uid_with_another_number_of_frames_is_a_duplicate(door: Door, before: int, after: int) -> None:
+    frames = [waves() // (number + 1) for number in range(3)]
+    first = photograph(frames[:before], SOPClassUID=MULTIFRAME)
+    other = photograph(frames[:after], SOPClassUID=MULTIFRAME, SOPInstanceUID=read(first).SOPInstanceUID)
+    assert store(door, first, other, first) == [0, 0x0111, 0]
+    assert len(of(door, read(first).SOPInstanceUID)) == before
+
+
 @pytest.mark.parametrize(
     ("changes", "status", "code"),
     [
