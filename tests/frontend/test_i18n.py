@@ -45,11 +45,11 @@ def of_templates() -> set[tuple[str, ...]]:
 
 
 def details() -> set[str]:
-    """What errors say on a page, where it is one fixed text; only programs see those of the API's own module."""
+    """What errors say on a page, where it is one fixed text; only programs see those of the API and of DICOM."""
     starting = {errors.StartupError.__name__, *(one.__name__ for one in errors.StartupError.__subclasses__())}
     kinds = {one.__name__ for one in errors.BY_CODE.values()} - starting
     found = set()
-    for file in set(FOLDER.rglob("*.py")) - {FOLDER / "api.py"}:
+    for file in set(FOLDER.rglob("*.py")) - {FOLDER / "api.py"} - set((FOLDER / "dicom").iterdir()):
         for node in ast.walk(ast.parse(file.read_text())):
             match node:
                 case ast.Call(func=ast.Name(id=kind), args=[ast.Constant(value=str(detail))]) if kind in kinds:
