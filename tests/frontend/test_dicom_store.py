@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -15,7 +16,8 @@ from pydicom import uid
 from pynetdicom import build_context
 
 from dermserve import dicom
-from dermserve.errors import BY_CODE, Overloaded
+from dermserve.errors import BY_CODE, ImageError, Overloaded, Unavailable
+from dermserve.settings import Settings
 from frontend.database import Database
 from frontend.dicom import room
 from frontend.dicom.identifiers import Identifiers
@@ -267,6 +269,28 @@ def test_no_room_for_an_object_is_0xa700_and_nothing_stays_counted(cluster: Clus
             while full.held != (0, 0) and time.monotonic() < deadline:
                 time.sleep(0.02)
             assert full.held == (0, 0)
+
+
+def test_the_document_names_every_status_with_its_code() -> None:
+    text = (Path(__file__).parents[2] / "docs/dicom.md").read_text()
+    told = {
+        code: int(status, 16)
+        for status, codes in re.findall(r"^\| (0x[0-9A-F]{4}) \| (`[^|]*`) \|", text, re.MULTILINE)
+        for code in re.findall(r"`([a-z_]+)`", codes)
+    }
+    images = {code for code, error in BY_CODE.items() if issubclass(error, ImageError | Unavailable)}
+    assert told.keys() >= images - {"image_unreadable"}, "whatever an image can be refused as"
+    assert told == {code: BY_CODE[code].dicom_status for code in told}
+    for name, field in Settings.model_fields.items():
+        if name.startswith("dicom_"):
+            assert name.removeprefix("dicom_").upper() in text, field.description
+
+
+def test_a_corrected_header_around_the_same_pixels_is_a_repeat(door: Door) -> None:
+    first = photograph(waves(), PatientName="Wrong^Name")
+    corrected = photograph(waves(), PatientName="Right^Name", SOPInstanceUID=read(first).SOPInstanceUID)
+    assert store(door, first, corrected) == [0, 0]
+    assert len(of(door, read(first).SOPInstanceUID)) == 1
 
 
 def test_every_error_has_words_that_fit_an_error_comment() -> None:
