@@ -93,22 +93,6 @@ class SopClassMismatch(DicomNotUnderstood):
     dicom_status = 0xA900
 
 
-class DicomNotUnderstood(ImageError):
-    """The object cannot be told from others: it is damaged, or its SOP class or instance UID is missing or malformed."""
-
-    code = "dicom_not_understood"
-    title = "The DICOM object cannot be understood"
-    dicom_status = 0xC001
-
-
-class SopClassMismatch(DicomNotUnderstood):
-    """The data set is of another SOP class than its sender announced (PS3.4 table B.2-1)."""
-
-    code = "dicom_sop_class_mismatch"
-    title = "The DICOM object is not of the announced class"
-    dicom_status = 0xA900
-
-
 class UnreadableFile(ImageError):
     """The file system gives no bytes for this name; the file may be well, and no server was asked."""
 

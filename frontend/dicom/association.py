@@ -168,9 +168,10 @@ class _Dimse(DIMSEServiceProvider):
     def receive_primitive(self, primitive: P_DATA) -> None:
         """Take what a PDU brought; what is no message ends the association, not its thread."""
         try:
-            primitive.presentation_data_value_list = [
-                [context, self._counted(value)] for context, value in primitive.presentation_data_value_list
+            values: list[Any] = [
+                [context, self._counted(one)] for context, one in primitive.presentation_data_value_list
             ]
+            primitive.presentation_data_value_list = values
             super().receive_primitive(primitive)
             if self.message is None and self._command:  # complete, and not one that is queued
                 self.take_receipt().release()
