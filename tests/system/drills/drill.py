@@ -8,32 +8,36 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import asyncpg
 import numpy as np
 from numpy.typing import NDArray
 
 from tests.system.drills import network
-from tests.system.drills.stream import Sent, images, key_of, send
+from tests.system.drills.stream import Sent, images, send
+from tests.system.drills.ways import Http, Way
 from tests.system.stack import Stack
 
+Probabilities = NDArray[np.float32]
 IMAGES = 2_000
 RATE = 250.0  # images/s: the stream lasts for eight seconds and more, in which parts die and come back
 PATIENCE_S = 120.0
 
 
-def run(stack: Stack, what: str, fault: Callable[[], None], *, times: int) -> Outcome:
+def run(
+    stack: Stack, what: str, fault: Callable[[], None], *, times: int, way: Callable[[Stack, str], Way] = Http
+) -> Outcome:
     """Send `IMAGES` distinct images while `fault` is called so often; returns when the stack is ready again."""
-    name = "".join(letter if letter.isalnum() else "-" for letter in what.lower())
     files = images(IMAGES, seed=sum(what.encode()))
-    api_key = stack.create_api_key(name)
+    door = way(stack, "".join(letter if letter.isalnum() else "-" for letter in what.lower()))
     faults = _at_random_moments(fault, times, IMAGES / RATE, seed=7)
-    sent = send(stack.url, api_key, files, rate=RATE, patience_s=PATIENCE_S)
+    sent = send(door, files, rate=RATE, patience_s=PATIENCE_S)
     faults.join()
     stack.wait_for(200, 60)
     url = stack.environment.get("DERMSERVE_DATABASE_URL") or (stack.state_dir / "database.url").read_text()
-    return _compare(what, times, sent, files, _stored(url, f"service:{name}"))
+    return _compare(
+        what, times, sent, {door.key(data): network.answer(data) for data in files}, _stored(url, door.rows)
+    )
 
 
 @dataclass(frozen=True)
@@ -56,39 +60,33 @@ class Outcome:
 
 
 def _compare(
-    killed: str, times: int, sent: Sent, files: Sequence[bytes], stored: Sequence[Mapping[str, Any]]
+    killed: str, times: int, sent: Sent, right: Mapping[str, Probabilities], stored: Sequence[tuple[str, list[float]]]
 ) -> Outcome:
-    """What was acknowledged beside what is stored (rows with `image_sha256` and `probabilities`) and what is right."""
-    rows: dict[str, list[NDArray[np.float32]]] = {}
-    for row in stored:
-        rows.setdefault(row["image_sha256"].hex(), []).append(np.array(row["probabilities"], np.float32))
-    right = {key_of(data): network.answer(data) for data in files}
+    """What was acknowledged beside what is stored (key and probabilities of each row) and what is right."""
+    rows: dict[str, list[Probabilities]] = {}
+    for key, probabilities in stored:
+        rows.setdefault(key, []).append(np.array(probabilities, np.float32))
     return Outcome(
         killed=killed,
         times=times,
         acknowledged=len(sent.acknowledged),
-        stored=len(rows),
-        doubled=sum(len(found) - 1 for found in rows.values()),
+        stored=len(rows.keys() & right.keys()),
+        doubled=sum(len(rows[key]) - 1 for key in rows.keys() & right.keys()),
         lost=len(sent.acknowledged.keys() - rows.keys()),
         different=sum(
             not all(np.array_equal(one, right[key]) for one in rows.get(key, []))
-            or not np.allclose(told, right[key], rtol=1e-6, atol=0)  # an answer shows seven digits
+            or not (told is None or np.allclose(told, right[key], rtol=1e-6, atol=0))  # an answer shows seven digits
             for key, told in sent.acknowledged.items()
         ),
         refusals=sent.refusals,
     )
 
 
-def _stored(database_url: str, owner_email: str) -> list[Mapping[str, Any]]:
-    """Every result of an account, straight from the table."""
-    query = (
-        "SELECT image_sha256, probabilities FROM predictions JOIN users ON users.id = owner_id WHERE users.email = $1"
-    )
-
-    async def ask() -> list[Mapping[str, Any]]:
+def _stored(database_url: str, query: str) -> list[tuple[str, list[float]]]:
+    async def ask() -> list[tuple[str, list[float]]]:
         connection = await asyncpg.connect(database_url)
         try:
-            return list(await connection.fetch(query, owner_email))
+            return [tuple(row) for row in await connection.fetch(query)]
         finally:
             await connection.close()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import random
 import threading
@@ -11,14 +10,13 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
-import httpx
 import numpy as np
 from PIL import Image
 
+from tests.system.drills.ways import Way
+
 SENDERS = 16
-_ANSWER_S = 30.0
 _LONGEST_WAIT_S = 2.0  # a gateway would wait for as long as `Retry-After` says; a drill has not all day
 
 
@@ -34,21 +32,15 @@ def images(count: int, seed: int) -> list[bytes]:
     return found
 
 
-def key_of(data: bytes) -> str:
-    """The idempotency key of an image that is sent without one."""
-    return hashlib.sha256(data).hexdigest()
-
-
 @dataclass
 class Sent:
-    """What the senders know in the end: the probabilities that each image was acknowledged with, by its key."""
+    """What the senders know in the end: by an image's key what it was acknowledged with, if the way tells; by status."""
 
-    acknowledged: dict[str, Sequence[float]]
+    acknowledged: dict[str, Sequence[float] | None]
     refusals: Counter[int]
-    """By HTTP status; 0 where no answer came."""
 
 
-def send(url: str, api_key: str, files: Sequence[bytes], *, rate: float, patience_s: float) -> Sent:
+def send(way: Way, files: Sequence[bytes], *, rate: float, patience_s: float) -> Sent:
     """Send every image until it is acknowledged, `rate` new ones a second at most.
 
     Raises:
@@ -59,20 +51,17 @@ def send(url: str, api_key: str, files: Sequence[bytes], *, rate: float, patienc
 
     def work(number: int) -> None:
         pause = random.Random(number)
-        with httpx.Client(headers={"Authorization": f"Bearer {api_key}"}, timeout=_ANSWER_S) as client:
+        with way.sending() as deliver:
             for index, data in _taken(waiting, lock):
                 time.sleep(max(0.0, start + index / rate - time.monotonic()))
-                while True:
-                    status, body = _post(client, url, data)
+                while not (answer := deliver(data)).acknowledged:
                     with lock:
-                        if status in (200, 201):
-                            sent.acknowledged[key_of(data)] = list(body["probabilities"].values())
-                            break
-                        sent.refusals[status] += 1
-                    assert status in (0, 429, 503), f"{status}: {body}"
+                        sent.refusals[answer.status] += 1
+                    assert answer.passing, f"{answer.status:#x} for a good image"
                     assert time.monotonic() - start < patience_s, "an image was not acknowledged in time"
-                    hint = float(body.get("retry_after", 0) or 0)
-                    time.sleep(min(_LONGEST_WAIT_S, max(hint, pause.uniform(0.05, 0.3))))
+                    time.sleep(min(_LONGEST_WAIT_S, max(answer.wait_s, pause.uniform(0.05, 0.3))))
+                with lock:
+                    sent.acknowledged[way.key(data)] = answer.told
 
     with ThreadPoolExecutor(SENDERS) as pool:
         for future in [pool.submit(work, number) for number in range(SENDERS)]:
@@ -87,12 +76,3 @@ def _taken(waiting: Iterator[tuple[int, bytes]], lock: threading.Lock) -> Iterat
         if item is None:
             return
         yield item
-
-
-def _post(client: httpx.Client, url: str, data: bytes) -> tuple[int, dict[str, Any]]:
-    try:
-        answer = client.post(f"{url}/v1/predictions", content=data, headers={"Content-Type": "image/jpeg"})
-    except httpx.HTTPError:
-        return 0, {}
-    body = answer.json()
-    return answer.status_code, body | {"retry_after": answer.headers.get("retry-after")}

@@ -12,9 +12,11 @@ import pytest
 from dermserve.settings import Settings
 from tests.system.drills import network
 from tests.system.drills.drill import Outcome, run
+from tests.system.drills.ways import Dicom, Http
 from tests.system.stack import Stack
 
 KILLS = 3
+DICOM = "the DICOM process"
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +51,7 @@ PARTS: dict[str, Callable[[psutil.Process], bool]] = {
     "Triton": lambda process: process.name() == "tritonserver",
     "a stub of Triton's": lambda process: "/melanoma/" in " ".join(process.cmdline()),
     "a web worker": is_worker,
+    DICOM: lambda process: "frontend.dicom" in process.cmdline(),
     "PostgreSQL": lambda process: process.name() == "postgres" and "-D" in process.cmdline(),
 }
 
@@ -63,7 +66,7 @@ def test_a_stream_outlives_what_is_killed(hospital: Stack, part: str, drills: li
             process.send_signal(signal.SIGKILL)
             killed.append(process.pid)
 
-    outcome = run(hospital, part, kill, times=KILLS)
+    outcome = run(hospital, part, kill, times=KILLS, way=Dicom if part == DICOM else Http)
     drills.append(outcome)
     assert len(killed) == KILLS
     outcome.check()
