@@ -59,12 +59,12 @@ def shell(verbose: bool) -> None:
 
 
 def main() -> None:
-    """Run the command line; a known error becomes one line and exit status 1, never a stack trace."""
+    """Run the command line; a known error becomes one line and its exit status, mostly 1, never a stack trace."""
     try:
         shell.main(standalone_mode=True)
     except DermserveError as error:
         click.echo(f"dermserve: {error.detail}", err=True)
-        sys.exit(1)
+        sys.exit(error.exit_status)
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         extra = _EXTRAS.get(missing)

@@ -19,6 +19,8 @@ class DermserveError(Exception):
     http_status: ClassVar[int] = 500
     grpc_status: ClassVar[str] = "INTERNAL"
     dicom_status: ClassVar[int] = 0x0110
+    exit_status: int = 1
+    """Of a command that ends with it."""
 
     def __init__(self, detail: str = "", *, retry_after: int | None = None) -> None:
         super().__init__(detail or self.title)

@@ -49,6 +49,8 @@ class Settings(BaseSettings):
     )
     triton_trace_rate: int = Field(100, ge=1, description="One of this many requests is traced.")
 
+    api_key: SecretStr | None = Field(None, description="Key of `dermserve predict` for the HTTP API of a server.")
+
     database_url: str | None = Field(None, description="postgresql://… ; unset: start the embedded PostgreSQL.")
 
     dicom_host: str = Field("127.0.0.1", description="Address the DICOM door listens on.")

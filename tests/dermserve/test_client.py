@@ -26,8 +26,8 @@ Answer = Callable[[Any, grpc.ServicerContext], Any]
 
 
 @contextmanager
-def serving(answer: Answer) -> Iterator[str]:
-    """The address of a gRPC server that answers each inference as `answer` says."""
+def serving(answer: Answer, port: int = 0) -> Iterator[str]:
+    """The address of a gRPC server that answers each inference as `answer` says; by default on a free port."""
 
     class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
         def ModelInfer(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802  Triton's name
@@ -35,7 +35,7 @@ def serving(answer: Answer) -> Iterator[str]:
 
     server = grpc.server(ThreadPoolExecutor(16))
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(Servicer(), server)
-    port = server.add_insecure_port("127.0.0.1:0")
+    port = server.add_insecure_port(f"127.0.0.1:{port}")
     server.start()
     try:
         yield f"127.0.0.1:{port}"

@@ -2,21 +2,24 @@ from __future__ import annotations
 
 import csv
 import os
-import time
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import grpc
-import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from dermserve import predict as module
-from dermserve.errors import ImageUndecodable, InferenceUnavailable, RequestInvalid, UnreadableFile
+from dermserve.errors import ImageUndecodable, InferenceUnavailable, RequestInvalid
 from dermserve.model_card import ModelCard
-from dermserve.predict import _addresses, errors_path, find_inputs, predict
+from dermserve.predict import inputs, patience, predict
+from dermserve.predict.doors import addresses
+from dermserve.predict.journal import Journal
+from dermserve.predict.outcome import Item
+from dermserve.predict.tables import errors_path
 from dermserve.settings import Settings
-from tests.dermserve.test_client import Answer, answering, failing, healthy, hung, serving
+from tests.dermserve.test_client import answering, failing, healthy, serving
 
 HEADER = "filename,Benign,Suspicious,Malignant,Melanoma\n"
 EARLIER = HEADER + "old.jpg,0.1,0.2,0.7,0.6\n"
@@ -41,8 +44,21 @@ def images(folder: Path, *names: str) -> Path:
 
 @pytest.fixture(autouse=True)
 def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_BUSY_PAUSE_S", 0.05)
+    monkeypatch.setattr("dermserve.predict.pace._FIRST_PAUSE_S", 0.02)
+    monkeypatch.setattr("dermserve.predict.pace._LONGEST_PAUSE_S", 0.05)
     monkeypatch.setattr("dermserve.client._RETRY_FOR_S", 0.3)
+    monkeypatch.setattr(patience, "_START_S", 0.3)
+
+
+def find_inputs(paths: Sequence[Path]) -> list[Item]:
+    """The inputs of some PATHs, as a new journal has them."""
+    with tempfile.TemporaryDirectory() as folder:
+        journal = Journal(Path(folder) / "journal")
+        try:
+            inputs.enlist(journal, inputs.sources(list(map(str, paths)), []))
+            return journal.pending(0)
+        finally:
+            journal.close()
 
 
 def test_inputs_keep_the_order_given_and_folders_are_read_by_name(tmp_path: Path) -> None:
@@ -74,10 +90,10 @@ def test_errors_stand_beside_the_output(given: str, expected: str) -> None:
     assert errors_path(Path(given)) == Path(expected)
 
 
-@pytest.mark.parametrize("url", ["http://localhost:8000", "localhost", ","])
+@pytest.mark.parametrize("url", ["http://localhost:8000,http://localhost:8001/", "localhost", ","])
 def test_an_address_that_is_not_host_and_port_is_refused(url: str) -> None:
     with pytest.raises(RequestInvalid):
-        _addresses(url)
+        addresses(url)
 
 
 @pytest.mark.parametrize("options", [(), ("--resume",)], ids=["anew", "resumed"])
@@ -182,6 +198,24 @@ def test_a_mark_without_a_row_goes_where_the_image_is_refused_in_the_end(tmp_pat
     assert [row[0] for row in rows(tmp_path / "out.errors.csv")] == ["odd.jpg"]
 
 
+@pytest.mark.parametrize("journal", [True, False])
+def test_marks_outlive_a_model_card_that_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, journal: bool
+) -> None:
+    folder, out = images(tmp_path / "in", "a.jpg", "odd.jpg"), tmp_path / "out.csv"
+    with serving(odd) as url:
+        run(folder, out, url)
+        marked = (tmp_path / "out.abstained.csv").read_text()
+        assert "odd.jpg,99.000000," in marked
+        (folder / "b.jpg").write_bytes(b"b")
+        monkeypatch.setenv("DERMSERVE_MODEL_REPOSITORY", str(tmp_path))
+        if not journal:
+            (tmp_path / "out.csv.journal").unlink()
+        assert run(folder, out, url, "--resume").exit_code == 0
+    assert (tmp_path / "out.abstained.csv").read_text() == marked
+    assert [row[0] for row in rows(out)] == ["a.jpg", "odd.jpg", "b.jpg"]
+
+
 def test_rows_that_were_kept_unchecked_are_told(tmp_path: Path) -> None:
     folder, (out, _) = images(tmp_path / "in", "a.jpg"), earlier(tmp_path)
     with serving(odd) as url:
@@ -235,22 +269,16 @@ def test_files_that_cannot_be_read_are_rows_and_the_run_goes_on(tmp_path: Path) 
     ]
 
 
-def test_a_folder_that_may_be_listed_but_not_entered_gives_rows(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = images(tmp_path / "in", "a.jpg") / "a.jpg"
-    stat = Path.stat
-
-    def refuse(self: Path, **options: Any) -> os.stat_result:  # root, who runs many a test, may enter every folder
-        if self == file:
-            raise PermissionError(13, "Permission denied")
-        return stat(self, **options)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Path, "stat", refuse)
-        assert [item.name for item in find_inputs([file.parent])] == ["a.jpg"]
-        with pytest.raises(UnreadableFile, match=r"Permission denied\.$"):
-            module._read(file)
+def test_links_that_lead_nowhere_are_rows(tmp_path: Path) -> None:
+    folder, out = images(tmp_path / "in", "a.jpg"), tmp_path / "out.csv"
+    (folder / "b.jpg").symlink_to("b.jpg")
+    (folder / "c.jpg").symlink_to("gone.jpg")
+    with serving(healthy) as url:
+        assert run(folder, out, url).exit_code == 1
+    assert rows(tmp_path / "out.errors.csv") == [
+        ["b.jpg", "image_unreadable", "The file cannot be read: Too many levels of symbolic links."],
+        ["c.jpg", "image_unreadable", "The file cannot be read: No such file or directory."],
+    ]
 
 
 def test_a_name_that_is_no_utf8_is_written_escaped_and_found_again(tmp_path: Path) -> None:
@@ -262,64 +290,6 @@ def test_a_name_that_is_no_utf8_is_written_escaped_and_found_again(tmp_path: Pat
         resumed = run(folder, out, url, "--resume")
     assert sorted(row[0] for row in rows(out)) == ["l\\xe4sion.jpg", "läsion.jpg"]
     assert "2 of 2 images are done already." in resumed.output
-
-
-def busy(request: Any, context: grpc.ServicerContext) -> Any:
-    context.abort(grpc.StatusCode.UNAVAILABLE, "Exceeds maximum queue size")
-
-
-@pytest.mark.timeout(30)
-@pytest.mark.parametrize("answer", [busy, hung])
-def test_a_server_that_answers_nothing_is_given_up(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: Answer
-) -> None:
-    monkeypatch.setattr(module, "_GIVE_UP_AFTER_S", 0.5)
-    client = module.AsyncTritonClient
-    monkeypatch.setattr(module, "AsyncTritonClient", lambda urls: client(urls, timeout_s=0.2))
-    folder, served = images(tmp_path / "in", *(f"{i}.jpg" for i in range(4))), 0
-
-    def one_and_no_more(request: Any, context: grpc.ServicerContext) -> Any:
-        nonlocal served
-        served += 1
-        return healthy(request, context) if served == 1 else answer(request, context)
-
-    start = time.monotonic()
-    with serving(one_and_no_more) as url:
-        result = run(folder, tmp_path / "out.csv", url, "--concurrency", "1")
-    assert isinstance(result.exception, InferenceUnavailable)
-    assert "Triton has answered no request for" in result.exception.detail
-    assert "1 rows are in" in result.exception.detail
-    assert "continue with --resume" in result.exception.detail
-    assert 0.5 < time.monotonic() - start < 5
-
-
-def test_a_busy_server_that_answers_now_and_then_is_not_given_up(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "_GIVE_UP_AFTER_S", 0.4)
-    folder, turn = images(tmp_path / "in", *(f"{i}.jpg" for i in range(6))), 0
-
-    def every_fourth(request: Any, context: grpc.ServicerContext) -> Any:
-        nonlocal turn
-        turn += 1
-        return healthy(request, context) if turn % 4 == 0 else busy(request, context)
-
-    with serving(every_fourth) as url:
-        result = run(folder, tmp_path / "out.csv", url, "--concurrency", "1")
-    assert result.exit_code == 0, result.exception
-
-
-def test_what_is_really_wrong_is_not_hidden_behind_no_server(tmp_path: Path) -> None:
-    def malformed(request: Any, context: grpc.ServicerContext) -> Any:
-        answer = healthy(request, context)
-        answer.raw_output_contents[0] = np.full(4, np.nan, np.float32).tobytes()
-        return answer
-
-    with serving(malformed) as url:
-        result = run(images(tmp_path / "in", "a.jpg"), tmp_path / "out.csv", url)
-    assert isinstance(result.exception, InferenceUnavailable)
-    assert "output 'probabilities' is malformed" in result.exception.detail
-    assert "No Triton answers" not in result.exception.detail
 
 
 def test_help_shows_examples() -> None:

@@ -232,7 +232,7 @@ def test_predict_says_so_when_no_server_answers(tmp_path: Path, samples: Path) -
         [DERMSERVE, "predict", str(samples), "--csv", str(tmp_path / "o.csv"), "--url", "127.0.0.1:9"],
         capture_output=True, text=True, check=False, timeout=60, env=os.environ,
     )  # fmt: skip
-    assert done.returncode == 1
+    assert done.returncode == 3
     assert "No Triton answers at 127.0.0.1:9" in done.stderr
     assert "Traceback" not in done.stderr
 
