@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime
 import ipaddress
 import logging
@@ -26,6 +27,7 @@ from cryptography.x509.oid import NameOID
 from dermserve.errors import StartupError
 from frontend.database import Database
 from frontend.dicom import association as bounds
+from frontend.dicom import room
 from frontend.dicom.senders import Senders
 from frontend.dicom.server import tls_context
 from tests.dermserve.encoded import waves
@@ -181,6 +183,14 @@ def test_a_stranger_who_speaks_something_else_holds_nothing_up(
     assert _eventually(lambda: own_threads() <= before), "its threads end"
 
 
+def test_a_length_beyond_what_was_agreed_ends_the_connection_at_once(door: Door) -> None:
+    with socket.create_connection(door.address) as stranger:
+        stranger.sendall(struct.pack(">BBL", 1, 0, 10_000_000))
+        stranger.settimeout(5)
+        with contextlib.suppress(ConnectionResetError):
+            assert stranger.recv(1) == b""
+
+
 def test_a_connection_that_dribbles_is_ended(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A byte now and then keeps a plain time-out from ever passing."""
     monkeypatch.setattr(bounds, "_PDU_S", 1.0)
@@ -207,6 +217,8 @@ def test_an_association_that_falls_silent_in_an_object_is_ended_and_gives_back_i
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bounds, "IDLE_S", 1.0)
+    held = room.Room()
+    monkeypatch.setattr("frontend.dicom.__main__.Room", lambda: held)
     settings = settings_of(cluster, tmp_path, dicom_associations=1)
     with opened(settings) as door, associated(door) as association:
         from io import BytesIO
@@ -224,8 +236,10 @@ def test_an_association_that_falls_silent_in_an_object_is_ended_and_gives_back_i
         parts = list(message.encode_msg(association.accepted_contexts[0].context_id, 16_384))
         for part in parts[:-5]:
             association.dul.send_pdu(part)
+        assert _eventually(lambda: held.held[0] > 300_000)
         assert _eventually(lambda: association.is_aborted, 6)
         assert _eventually(lambda: store(door, photograph(waves())) == [0]), "the only slot is free again"
+        assert _eventually(lambda: held.held == (0, 0))
 
 
 def test_a_slow_analysis_is_not_taken_for_a_silent_peer(
