@@ -95,10 +95,11 @@ class Commitments:
             "due_at": func.now() + wait,
         }
         again = {name: value for name, value in values.items() if name not in ("id", "ae_title", "transaction_uid")}
+        again |= {"attempts": 0, "created_at": func.now()}
         query = (
             insert(Commitment)
             .values(**values)
-            .on_conflict_do_update(index_elements=["ae_title", "transaction_uid"], set_={**again, "attempts": 0})
+            .on_conflict_do_update(index_elements=["ae_title", "transaction_uid"], set_=again)
             .returning(Commitment.id)
         )
         async with self._database.transaction() as session:

@@ -20,7 +20,8 @@ from frontend.dicom.server import tls_context
 log = logging.getLogger("dermserve.dicom")
 
 _LOOK_S: Final = 1.0
-_ANSWER_S: Final = 30.0
+_CONNECT_S: Final = 5.0  # short enough for a stop that waits for all of it
+_ANSWER_S: Final = 10.0
 
 
 async def report_for_ever(commitments: Commitments, settings: Settings) -> None:
@@ -32,6 +33,8 @@ async def report_for_ever(commitments: Commitments, settings: Settings) -> None:
             await asyncio.gather(*(_report(commitments, settings, due) for due in await commitments.due()))
         except DermserveError as error:
             log.warning("reports of storage commitment wait: %s", error.code)
+        except Exception as error:  # the next round tries again
+            log.error("reports of storage commitment wait for an error of ours: %s", type(error).__name__)
         await asyncio.sleep(_LOOK_S)
 
 
@@ -49,19 +52,23 @@ def _sent(settings: Settings, due: Due, report: Report) -> bool:
     """Whether the node answered that it has heard."""
     host, port = due.address
     ae = ApplicationEntity(settings.dicom_ae_title)
-    ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = ae.connection_timeout = _ANSWER_S
+    ae.connection_timeout = ae.acse_timeout = _CONNECT_S
+    ae.dimse_timeout = ae.network_timeout = _ANSWER_S
     role = SCP_SCU_RoleSelectionNegotiation()  # we open the association, and yet we are the service's provider
     role.sop_class_uid = commitment.SOP_CLASS
     role.scu_role, role.scp_role = False, True
     tls = tls_context(settings, client=True)
-    association = ae.associate(
-        host,
-        port,
-        contexts=[build_context(commitment.SOP_CLASS)],
-        ae_title=due.ae_title,
-        ext_neg=[role],
-        tls_args=(tls, host) if tls is not None else None,
-    )
+    try:
+        association = ae.associate(
+            host,
+            port,
+            contexts=[build_context(commitment.SOP_CLASS)],
+            ae_title=due.ae_title,
+            ext_neg=[role],
+            tls_args=(tls, host) if tls is not None else None,
+        )
+    except OSError:  # no such host
+        return False
     if not association.is_established:
         return False
     try:

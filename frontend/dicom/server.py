@@ -146,12 +146,13 @@ def tls_context(settings: Settings, *, client: bool = False) -> ssl.SSLContext |
         if settings.dicom_tls_key or authority:
             raise StartupError("DERMSERVE_DICOM_TLS_KEY and …_CLIENT_CA need DERMSERVE_DICOM_TLS_CERTIFICATE.")
         return None
-    context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH if client else ssl.Purpose.CLIENT_AUTH)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
     try:
+        context = ssl.create_default_context(
+            ssl.Purpose.SERVER_AUTH if client else ssl.Purpose.CLIENT_AUTH, cafile=authority
+        )
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.load_cert_chain(certificate, settings.dicom_tls_key)
         if authority is not None:
-            context.load_verify_locations(authority)
             context.verify_mode = ssl.CERT_REQUIRED
     except (OSError, ssl.SSLError) as error:
         raise StartupError(f"The certificates of the DICOM door cannot be used: {error}.") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import threading
 import time
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ from tests.frontend.node import (
     settings_of,
     store,
 )
+from tests.frontend.test_dicom_association import Authority, client_tls
 
 SOP_CLASS = "1.2.840.10008.1.20.1"
 SOP_INSTANCE = "1.2.840.10008.1.20.1.1"
@@ -66,11 +68,11 @@ class Heard:
     def handlers(self) -> list[Any]:
         return [(evt.EVT_N_EVENT_REPORT, self.handler)]
 
-    def listen(self, port: int, ae_title: str = "GATEWAY") -> Any:
-        ae = AE(ae_title=ae_title)
+    def listen(self, port: int, **more: Any) -> Any:
+        ae = AE(ae_title="GATEWAY")
         ae.require_called_aet = True
         ae.add_supported_context(SOP_CLASS, scu_role=False, scp_role=True)
-        return ae.start_server(("127.0.0.1", port), block=False, evt_handlers=self.handlers)
+        return ae.start_server(("127.0.0.1", port), block=False, evt_handlers=self.handlers, **more)
 
     def wait(self, count: int = 1, seconds: float = 15) -> list[tuple[int, set[str], dict[str, int]]]:
         """Event type, committed instances, and failed ones with their reason."""
@@ -100,11 +102,11 @@ def ask(
     return int(status.get("Status", -1))
 
 
-def settled(door: Door) -> bool:
-    """Whether nothing is owed to anybody within some seconds."""
+def settled(door: Door, *owed: str) -> bool:
+    """Whether within some seconds nothing is owed to anybody but these."""
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
-        if not door.rows("SELECT 1 FROM commitments"):
+        if [row[0] for row in door.rows("SELECT ae_title FROM commitments")] == list(owed):
             return True
         time.sleep(0.1)
     return False
@@ -205,10 +207,53 @@ def test_a_node_with_an_address_is_called_there_and_called_again_until_it_hears(
             server.shutdown()
 
 
+def test_a_node_is_called_over_tls_where_the_door_speaks_it(cluster: Cluster, tmp_path: Path) -> None:
+    authority, port = Authority(tmp_path), free_port()
+    settings = settings_of(
+        cluster,
+        tmp_path,
+        dicom_tls_certificate=authority.issue("server"),
+        dicom_tls_client_ca=authority.certificate,
+    )
+    allow(settings, "GATEWAY", report_to=("127.0.0.1", port))
+    own = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(authority.certificate))
+    own.load_cert_chain(authority.issue("gateway"))
+    own.verify_mode = ssl.CERT_REQUIRED
+    heard, absent = Heard(), generate_uid()
+    server = heard.listen(port, ssl_context=own)
+    tls = client_tls(authority, authority.issue("sender"))
+    try:
+        with opened(settings) as door:
+            with associated(door, contexts=CONTEXTS, tls_args=tls) as association:
+                assert ask(association, absent) == 0
+            assert heard.wait() == [(2, set(), {absent: 0x0112})]
+            assert settled(door)
+    finally:
+        server.shutdown()
+
+
 def _seconds(value: float) -> Any:
     from datetime import timedelta
 
     return timedelta(seconds=value)
+
+
+def test_an_address_that_does_not_exist_holds_up_no_other(cluster: Cluster, tmp_path: Path) -> None:
+    port = free_port()
+    settings = settings_of(cluster, tmp_path)
+    allow(settings, "NOWHERE", report_to=("no-such-host.invalid", 104))
+    allow(settings, "GATEWAY", report_to=("127.0.0.1", port), owner="other")
+    heard, absent = Heard(), generate_uid()
+    server = heard.listen(port)
+    try:
+        with opened(settings) as door:
+            for calling in ("NOWHERE", "GATEWAY"):
+                with associated(door, contexts=CONTEXTS, calling=calling) as association:
+                    assert ask(association, absent) == 0
+            assert heard.wait() == [(2, set(), {absent: 0x0112})]
+            assert settled(door, "NOWHERE")
+    finally:
+        server.shutdown()
 
 
 def test_a_node_that_takes_the_role_is_told_over_the_association_that_asked(cluster: Cluster, tmp_path: Path) -> None:
