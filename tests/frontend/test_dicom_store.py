@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -365,3 +367,8 @@ def test_nothing_is_kept_of_a_patient_where_no_report_is_sent(door: Door) -> Non
     assert store(door, data) == [0]
     [row] = door.rows("SELECT patient FROM instances WHERE sop_instance_uid = $1", read(data).SOPInstanceUID)
     assert row["patient"] is None
+
+
+def test_web_workers_do_not_carry_the_dicom_network() -> None:
+    program = "import sys, frontend.app, frontend.commands; sys.exit('pynetdicom' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
