@@ -156,7 +156,7 @@ class Scp:
 
     def _on_ended(self, association: BoundedAssociation) -> None:
         if association.tally:
-            counts = ", ".join(f"{count} {what}" for what, count in sorted(association.tally.items()))
+            counts = ", ".join(f"{what}: {count}" for what, count in sorted(association.tally.items()))
             log.info("%s: association ended: %s", _whom(association), counts)
 
     def _on_store(self, event: evt.Event) -> int | Dataset:

@@ -46,7 +46,7 @@ def images(folder: Path, *names: str) -> Path:
 def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dermserve.predict.pace._FIRST_PAUSE_S", 0.02)
     monkeypatch.setattr("dermserve.predict.pace._LONGEST_PAUSE_S", 0.05)
-    monkeypatch.setattr("dermserve.client._RETRY_FOR_S", 0.3)
+    monkeypatch.setattr("dermserve.retries._RETRY_FOR_S", 0.3)
     monkeypatch.setattr(patience, "_START_S", 0.3)
 
 

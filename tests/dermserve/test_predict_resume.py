@@ -60,7 +60,7 @@ def url() -> Iterator[str]:
 @pytest.fixture(autouse=True)
 def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dermserve.predict.pace._FIRST_PAUSE_S", 0.02)
-    monkeypatch.setattr("dermserve.client._RETRY_FOR_S", 0.2)
+    monkeypatch.setattr("dermserve.retries._RETRY_FOR_S", 0.2)
     monkeypatch.setattr(patience, "_START_S", 0.2)
 
 
