@@ -75,6 +75,14 @@ class Settings(BaseSettings):
         description="PEM file with the authorities whose certificate a DICOM node must show; unset: none is asked.",
     )
 
+    delivery_networks: str | None = Field(
+        None,
+        description="10.0.0.0/8,… : the only networks results are sent to; unset: all but loopback and link-local ones.",
+    )
+    delivery_ca: Path | None = Field(
+        None, description="PEM file with authorities that destinations of results are trusted by, beside the system's."
+    )
+
     operating_point: str = Field(
         "sensitivity_95", description="Named operating point of the model card that decides referral."
     )

@@ -59,6 +59,9 @@ class Action(StrEnum):
     RESULTS_EXPORTED = "results.exported"
     RESULTS_EXPIRED = "results.expired"
     LESION_DELETED = "lesion.deleted"
+    DESTINATION_ADDED = "destination.added"
+    DESTINATION_REMOVED = "destination.removed"
+    DELIVERIES_RETRIED = "deliveries.retried"
 
 
 @dataclass(frozen=True)

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
-from typing import TextIO, TypeVar
+from typing import TextIO
 
 import click
 
 from dermserve.errors import RequestInvalid
 from dermserve.settings import Settings
-from frontend import audit, deletions
+from frontend import audit, deletions, destination_commands
 from frontend.access import Role
-from frontend.database import Database, database_url, migrate
+from frontend.database import Database, database_url, migrate, run
 from frontend.dicom.senders import Senders
 from frontend.identity.keys import Keys
 from frontend.identity.second_factor import SecondFactor
 from frontend.identity.users import Users
+from frontend.rotation import reseal
 from frontend.vault import Vault
-
-Outcome = TypeVar("Outcome")
 
 
 @click.group()
@@ -45,7 +42,7 @@ def create_user(email: str, role: str, password: str) -> None:
     async def create(database: Database) -> str:
         return (await Users(database).register(email, password, role=Role(role))).email
 
-    click.echo(f"Created user {_run(create)}")
+    click.echo(f"Created user {run(create)}")
 
 
 @admin.command("create-api-key")
@@ -69,7 +66,7 @@ def create_api_key(name: str, email: str | None) -> None:
         key = await keys.create(owner.user_id, name, another=email is None)
         return f"API key '{name}' of {owner.email}, shown only now: {key}"
 
-    click.echo(_run(create))
+    click.echo(run(create))
 
 
 @admin.command("allow-sender")
@@ -94,7 +91,7 @@ def allow_sender(ae_title: str, networks: tuple[str, ...], email: str | None, re
         await Senders(database).allow(owner.user_id, ae_title, networks, _address(report_to))
         return owner.email
 
-    click.echo(f"{ae_title} may send from {', '.join(networks)}; its results belong to {_run(allow)}")
+    click.echo(f"{ae_title} may send from {', '.join(networks)}; its results belong to {run(allow)}")
 
 
 @admin.command("senders")
@@ -105,7 +102,7 @@ def list_senders() -> None:
     Example:
       dermserve admin senders
     """
-    for sender, owner in _run(lambda database: Senders(database).all()):
+    for sender, owner in run(lambda database: Senders(database).all()):
         report_to = f"{sender.host}:{sender.port}" if sender.host else "-"
         click.echo(f"{sender.ae_title}\t{','.join(sender.networks)}\t{owner}\t{report_to}")
 
@@ -119,7 +116,7 @@ def remove_sender(ae_title: str) -> None:
     Example:
       dermserve admin remove-sender GATEWAY1
     """
-    _run(lambda database: Senders(database).remove(ae_title))
+    run(lambda database: Senders(database).remove(ae_title))
     click.echo(f"{ae_title} may send no more.")
 
 
@@ -142,7 +139,7 @@ def reset_second_factor(email: str) -> None:
         await SecondFactor(database, Vault.of(Settings())).reset(user)
         return user.email
 
-    click.echo(f"The second factor of {_run(reset)} is off.")
+    click.echo(f"The second factor of {run(reset)} is off.")
 
 
 @admin.command("rotate-secret")
@@ -156,10 +153,10 @@ def rotate_secret() -> None:
     Example:
       DERMSERVE_SECRET_KEY=$NEW,$OLD dermserve admin rotate-secret
     """
-    anew, lost = _run(lambda database: SecondFactor(database, Vault.of(Settings())).reseal())
+    anew, lost = run(lambda database: reseal(database, Vault.of(Settings())))
     click.echo(f"Sealed anew with the newest key: {anew}.")
     if lost:
-        raise click.ClickException(f"Second factors that none of the keys opens: {lost}. Is a key missing?")
+        raise click.ClickException(f"What none of the keys opens: {lost}. Is a key missing?")
     click.echo("The older keys are needed only for backups of before.")
 
 
@@ -174,7 +171,7 @@ def verify_audit(count: int | None, head: str | None) -> None:
       dermserve admin verify-audit
       dermserve admin verify-audit --count 1204 --head 5d3c…
     """
-    verdict = _run(lambda database: audit.verify(database, count=count, head=head))
+    verdict = run(lambda database: audit.verify(database, count=count, head=head))
     rows = "1 row is" if verdict.count == 1 else f"{verdict.count} rows are"
     click.echo(f"{rows} whole; the hash of the last is {verdict.head}")
     if verdict.fault:
@@ -190,7 +187,7 @@ def list_deletions(since: datetime) -> None:
     Example:
       dermserve admin deletions --since 2026-11-01T03:00:00 > deletions.txt
     """
-    for line in _run(lambda database: deletions.noted(database, since.replace(tzinfo=UTC))):
+    for line in run(lambda database: deletions.noted(database, since.replace(tzinfo=UTC))):
         click.echo(line)
 
 
@@ -203,7 +200,7 @@ def repeat_deletions(file: TextIO) -> None:
     Example:
       dermserve admin repeat-deletions deletions.txt
     """
-    click.echo(f"Deleted {_run(lambda database: deletions.repeat(database, file))} rows.")
+    click.echo(f"Deleted {run(lambda database: deletions.repeat(database, file))} rows.")
 
 
 @admin.command("migrate")
@@ -213,14 +210,4 @@ def migrate_database() -> None:
     click.echo("The database is up to date.")
 
 
-def _run(work: Callable[[Database], Awaitable[Outcome]]) -> Outcome:
-    settings = Settings()
-
-    async def run() -> Outcome:
-        database = Database(database_url(settings))
-        try:
-            return await work(database)
-        finally:
-            await database.close()
-
-    return asyncio.run(run())
+destination_commands.register(admin)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import asyncpg
 from alembic import command
@@ -33,6 +33,7 @@ _MIGRATION_LOCK = 0x6465726D  # "derm": any number will do as long as every repl
 _CONNECT_S = 5.0
 _STATEMENT_S = 20.0
 _DIRECT = 6  # connections beside SQLAlchemy's, of which results take four at most
+Outcome = TypeVar("Outcome")
 # SQLSTATE classes: connection exception, operator intervention (shutdown, starting up), insufficient resources, and
 # what an operator can mend while we run: no such database, wrong password.
 _PASSING_SQLSTATES = ("08", "57", "53", "3D", "28")
@@ -175,6 +176,23 @@ class Database:
     async def close(self) -> None:
         await (await self._direct).close()
         await self._engine.dispose()
+
+
+def run(work: Callable[[Database], Awaitable[Outcome]]) -> Outcome:
+    """What a command does on the database that the environment's settings name; call it from synchronous code.
+
+    Raises:
+        StartupError: none is known.
+    """
+
+    async def on_it() -> Outcome:
+        database = Database(database_url(Settings()))
+        try:
+            return await work(database)
+        finally:
+            await database.close()
+
+    return asyncio.run(on_it())
 
 
 async def _leave_as_it_is(_connection: object) -> None:

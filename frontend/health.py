@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from math import nan
 from typing import Final
 
 from fastapi import APIRouter, Request, Response
@@ -10,6 +11,7 @@ from fastapi import APIRouter, Request, Response
 from dermserve.errors import DatabaseUnavailable, DermserveError, InferenceUnavailable, Unavailable
 from frontend import metrics, problems
 from frontend.dependencies import Services, ServicesDep
+from frontend.outbox import Outbox
 
 _CHECK_S: Final = 3.0
 router = APIRouter(tags=["operation"])
@@ -35,7 +37,12 @@ async def ready(request: Request, services: ServicesDep) -> Response | dict[str,
 
 @router.get("/metrics", summary="Prometheus figures", response_class=Response)
 async def figures(services: ServicesDep) -> Response:
-    """Text exposition format."""
+    """Text exposition format. The outbox is counted anew: it must be seen to grow just where no worker runs."""
+    try:
+        async with asyncio.timeout(_CHECK_S):
+            services.metrics.outbox(*await Outbox(services.database).figures())
+    except (DermserveError, TimeoutError):
+        services.metrics.outbox(nan, nan, nan)
     return Response(services.metrics.exposition(), media_type=metrics.CONTENT_TYPE)
 
 

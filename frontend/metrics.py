@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -36,6 +36,17 @@ class Metrics:
             "dermserve_predictions", "Results committed.", ["decision"], registry=self._registry
         )
         self._refused = Counter("dermserve_refused", "Requests refused.", ["code"], registry=self._registry)
+        self._deliveries = Counter(
+            "dermserve_deliveries", "Attempts to send a result out.", ["kind", "outcome"], registry=self._registry
+        )
+        self._outbox = {
+            name: Gauge(f"dermserve_outbox_{name}", text, registry=self._registry, multiprocess_mode="mostrecent")
+            for name, text in (
+                ("pending", "Deliveries of results on their way."),
+                ("failed", "Deliveries of results given up, until they are sent again by command."),
+                ("oldest_seconds", "Age of the oldest delivery on its way."),
+            )
+        }
 
     def requested(self, method: str, route: str, status: int, seconds: float) -> None:
         """Note one answered request. `route` is a template, never a path as sent."""
@@ -51,6 +62,15 @@ class Metrics:
     def refused(self, code: str) -> None:
         """Note a refusal; `code` is one of the error tree's."""
         self._refused.labels(code).inc()
+
+    def delivered(self, kind: str, outcome: str) -> None:
+        """Note an attempt to deliver; `outcome` is delivered, postponed or failed."""
+        self._deliveries.labels(kind, outcome).inc()
+
+    def outbox(self, pending: float, failed: float, oldest_s: float) -> None:
+        """Note what stands in the outbox; not a number where nobody knows."""
+        for name, value in (("pending", pending), ("failed", failed), ("oldest_seconds", oldest_s)):
+            self._outbox[name].set(value)
 
     def exposition(self) -> bytes:
         """All figures as text; of all worker processes where prometheus_client's own multiprocess mode is on."""

@@ -151,7 +151,9 @@ def _store() -> Statement:
         select(result.c.id, Destination.id)
         .join(User, User.id == result.c.owner_id)
         .join(Destination, Destination.organisation_id == User.organisation_id)
-        .where(or_(of_dicom, Destination.kind == literal_column("'webhook'")))
+        .where(or_(of_dicom, Destination.kind.in_([literal_column("'webhook'"), literal_column("'fhir'")])))
+        # One that is being removed is left out, instead of failing the result that would refer to it.
+        .with_for_update(read=True, key_share=True, of=Destination)
     )
     with_deliveries = insert(Delivery).from_select(["prediction_id", "destination_id"], destination).cte("delivery")
     return Statement(select(result.c.id, result.c.created_at).add_cte(with_instance, with_deliveries))

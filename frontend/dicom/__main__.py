@@ -1,4 +1,4 @@
-"""`python -m frontend.dicom`: the DICOM door as a process, until SIGTERM or SIGINT."""
+"""`python -m frontend.dicom`: the DICOM door and the outbox's worker as a process, until SIGTERM or SIGINT."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from dermserve.errors import StartupError
 from dermserve.model_card import ModelCard
 from dermserve.settings import Settings
 from frontend.database import Database, database_url
+from frontend.delivery.courier import Couriers
+from frontend.delivery.worker import deliver_for_ever
 from frontend.dicom.commitment import Commitments
 from frontend.dicom.identifiers import Identifiers
 from frontend.dicom.reception import Reception
@@ -44,18 +46,20 @@ async def serve(settings: Settings, inference: Inference, stopped: asyncio.Event
         return asyncio.run_coroutine_threadsafe(work, loop).result()
 
     card = ModelCard.read(settings.model_repository)
+    vault, metrics = Vault.of(settings), Metrics()
+    couriers = Couriers(settings, vault)
     database = Database(database_url(settings))
     predictions = Predictions(
         database,
         inference,
         card,
         operating_point=settings.operating_point,
-        metrics=Metrics(),
+        metrics=metrics,
         lesions=Lesions(database),
     )
     throttle = Throttle(database, images=settings.rate_limit, registrations=settings.registration_limit)
     commitments = Commitments(database)
-    identifiers = Identifiers(Vault.of(settings))
+    identifiers = Identifiers(vault)
     reception = Reception(run, database, predictions=predictions, throttle=throttle, identifiers=identifiers)
     senders = Senders(database, open_to_this_machine=_is_loopback(settings.dicom_host))
     try:
@@ -65,12 +69,16 @@ async def serve(settings: Settings, inference: Inference, stopped: asyncio.Event
         raise StartupError(f"The DICOM door cannot listen on {where}: {error.strerror}.") from error
     scp.start()
     log.info("listening as %s on %s:%d", settings.dicom_ae_title, settings.dicom_host, settings.dicom_port)
-    work = [asyncio.create_task(report_for_ever(commitments, settings))]
+    work = [
+        asyncio.create_task(report_for_ever(commitments, settings)),
+        asyncio.create_task(deliver_for_ever(couriers, database, metrics)),
+    ]
     try:
         await stopped.wait()
     finally:
         for task in work:
             task.cancel()
+        await asyncio.gather(*work, return_exceptions=True)
         await asyncio.to_thread(scp.stop)
         await predictions.close()
         await inference.close()

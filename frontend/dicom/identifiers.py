@@ -21,7 +21,7 @@ from uuid import UUID
 from dermserve.dicom.identity import Patient
 from frontend.vault import Vault
 
-_PURPOSE: Final = "dicom patient"
+PURPOSE: Final = "dicom patient"
 _CHARACTERS: Final = 26  # of base32: 130 bits
 
 
@@ -43,16 +43,16 @@ class Identifiers:
         if not as_it_came:
             pseudonym = self._pseudonym(patient.id, study_uid, organisation)
             patient = Patient(id=pseudonym, name=pseudonym, birth_date="", sex="")
-        return self._vault.seal(json.dumps(asdict(patient)).encode(), _PURPOSE)
+        return self._vault.seal(json.dumps(asdict(patient)).encode(), PURPOSE)
 
     def read(self, kept: bytes) -> Patient | None:
         """The patient as kept; None where the server's key is another by now."""
-        opened = self._vault.open(kept, _PURPOSE)
+        opened = self._vault.open(kept, PURPOSE)
         return Patient(**json.loads(opened)) if opened is not None else None
 
     def _pseudonym(self, patient_id: str, study_uid: str, organisation: UUID) -> str:
         whom = json.dumps(
             [str(organisation), "patient", patient_id] if patient_id else [str(organisation), "study", study_uid]
         )
-        digest = self._vault.pseudonym(whom.encode(), _PURPOSE)
+        digest = self._vault.pseudonym(whom.encode(), PURPOSE)
         return "DS" + base64.b32encode(digest).decode()[:_CHARACTERS]

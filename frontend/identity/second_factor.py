@@ -10,7 +10,7 @@ from uuid import UUID
 
 import pyotp
 import segno
-from sqlalchemy import delete, or_, select, update
+from sqlalchemy import delete, or_, update
 
 from dermserve.errors import RequestInvalid
 from frontend import audit
@@ -22,7 +22,7 @@ from frontend.identity.users import caller_of
 from frontend.models import User, WebSession
 from frontend.vault import Vault
 
-_PURPOSE: Final = "totp"
+PURPOSE: Final = "totp"
 _CHALLENGE: Final = "second factor"
 _CHALLENGE_S: Final = 300
 _STEP_S: Final = 30
@@ -73,7 +73,7 @@ class SecondFactor:
             RequestInvalid: it is on.
         """
         letters = pyotp.random_base32()
-        sealed = self._vault.seal(letters.encode(), _PURPOSE)
+        sealed = self._vault.seal(letters.encode(), PURPOSE)
         query = (
             update(User)
             .where(User.id == caller.user_id, User.totp_since.is_(None))
@@ -90,7 +90,7 @@ class SecondFactor:
         user = await self._user(caller.user_id)
         if user is None or user.totp_secret is None or user.totp_since is not None:
             return None
-        letters = self._vault.open(user.totp_secret, _PURPOSE)
+        letters = self._vault.open(user.totp_secret, PURPOSE)
         return _shown(caller.email, letters.decode()) if letters else None
 
     async def turn_on(self, caller: Caller, code: str, *, keep_session: str) -> None:
@@ -136,30 +136,13 @@ class SecondFactor:
             await session.execute(query.values(totp_since=None, totp_secret=None, totp_last_step=None))
             await audit.append(session, Action.SECOND_FACTOR_OFF, actor=caller.user_id, about=caller.user_id)
 
-    async def reseal(self) -> tuple[int, int]:
-        """Seal every secret with the vault's first key; how many were sealed anew, and how many no key opens."""
-        secrets = select(User.id, User.totp_secret).where(User.totp_secret.is_not(None))
-        anew = lost = 0
-        async with self._database.transaction() as session:
-            for user_id, sealed in (await session.execute(secrets)).all():
-                assert sealed is not None
-                letters = self._vault.open(sealed, _PURPOSE)
-                if letters is None:
-                    lost += 1
-                elif not self._vault.is_newest(sealed, _PURPOSE):
-                    # Not where it was replaced meanwhile.
-                    same = update(User).where(User.id == user_id, User.totp_secret == sealed)
-                    await session.execute(same.values(totp_secret=self._vault.seal(letters, _PURPOSE)))
-                    anew += 1
-        return anew, lost
-
     async def _user(self, user_id: UUID) -> User | None:
         async with self._database.transaction() as session:
             return await session.get(User, user_id)
 
     async def _use(self, user: User, code: str) -> bool:
         """Whether the code is right; it is worthless afterwards, in every process (RFC 6238 §5.2)."""
-        letters = self._vault.open(user.totp_secret, _PURPOSE) if user.totp_secret else None
+        letters = self._vault.open(user.totp_secret, PURPOSE) if user.totp_secret else None
         if letters is None:
             return False
         totp, code = pyotp.TOTP(letters.decode(), interval=_STEP_S), "".join(code.split())

@@ -84,6 +84,7 @@ def upgrade() -> None:
         sa.Column("prediction_id", sa.Uuid(), nullable=False),
         sa.Column("destination_id", sa.Uuid(), nullable=False),
         sa.Column("attempts", sa.Integer(), server_default="0", nullable=False),
+        sa.Column("since", _TIME, server_default=sa.func.now(), nullable=False),
         sa.Column("due_at", _TIME, server_default=sa.func.now(), nullable=False),
         sa.Column("delivered_at", _TIME),
         sa.Column("failed_at", _TIME),
@@ -99,7 +100,7 @@ def upgrade() -> None:
     )
     op.create_index("ix_outbox_destination_id", "outbox", ["destination_id"])
     op.create_index(
-        "ix_outbox_due", "outbox", ["due_at"], postgresql_where=sa.text("delivered_at IS NULL AND failed_at IS NULL")
+        "ix_outbox_due", "outbox", ["destination_id", "due_at"], postgresql_where=sa.text("delivered_at IS NULL")
     )
 
 

@@ -1,0 +1,1 @@
+"""The outbox's worker: takes what is due, makes the report, sends it, marks what came of it."""
