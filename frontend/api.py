@@ -38,7 +38,7 @@ from frontend.dependencies import EditorDep, ReaderDep, SenderDep, Services, Ser
 from frontend.history import Decided, Filter
 from frontend.models import Prediction
 from frontend.schemas import ImageContext, Result, ResultPage
-from frontend.upload import RAW_TYPES, read_small
+from frontend.upload import RAW_TYPES, read_small, receive
 
 _KEY: Final = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]{0,253}[\x21-\x7e])?")
 _BINARY: Final = {"schema": {"type": "string", "format": "binary"}}
@@ -142,7 +142,7 @@ async def create(
     if idempotency_key is not None and not _KEY.fullmatch(idempotency_key):
         raise RequestInvalid("An Idempotency-Key has 1 to 255 printable ASCII characters.")
     await services.throttle.before_image(caller)
-    async with services.intake.receive(request, machine=caller.machine) as upload:
+    async with receive(request, services.intake, caller) as upload:
         prediction, created = await services.predictions.analyse(
             caller, upload.data, key=idempotency_key, filename=upload.filename, context=upload.context
         )

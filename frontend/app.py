@@ -25,6 +25,7 @@ from frontend.identity.second_factor import SecondFactor
 from frontend.identity.sessions import Sessions
 from frontend.identity.sign_on import SignOn
 from frontend.identity.users import Users
+from frontend.intake import Intake
 from frontend.lesions import Lesions
 from frontend.mail import Mailer
 from frontend.metrics import Metrics, MetricsMiddleware
@@ -35,7 +36,6 @@ from frontend.retention import expire_for_ever
 from frontend.security import SecurityMiddleware, SessionCookie, is_https
 from frontend.templating import STATIC
 from frontend.throttle import Throttle
-from frontend.upload import Intake
 from frontend.vault import Vault
 
 

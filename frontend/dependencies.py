@@ -21,13 +21,14 @@ from frontend.identity.second_factor import SecondFactor
 from frontend.identity.sessions import Sessions
 from frontend.identity.sign_on import SignOn
 from frontend.identity.users import Users
+from frontend.intake import Intake
 from frontend.lesions import Lesions
 from frontend.mail import Mailer
 from frontend.metrics import Metrics
 from frontend.organisations import Organisations
 from frontend.predictions import Inference, Predictions
 from frontend.throttle import Throttle
-from frontend.upload import Intake, read_form
+from frontend.upload import read_form
 
 _EVERYWHERE: Final = ("0.0.0.0", "::")  # noqa: S104  compared with, not listened on
 

@@ -13,8 +13,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dermserve.errors import Overloaded
 from frontend import problems
+from frontend.intake import Intake
 from frontend.metrics import Metrics
-from frontend.upload import Intake
 
 
 class OverloadMiddleware:

@@ -19,16 +19,16 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
 from dermserve import image
-from dermserve.backlog import Backlog
 from dermserve.errors import (
     ImageEmpty,
     ImageTooLarge,
-    Overloaded,
     RequestInvalid,
     RequestTimeout,
     UnsupportedImageType,
 )
+from frontend.access import Caller
 from frontend.context import Context
+from frontend.intake import Claim, Intake
 
 FILENAME_HEADER: Final = "x-filename"
 CONTEXT_HEADERS: Final = {"lesion": "x-lesion", "body_site": "x-body-site", "note": "x-note"}
@@ -39,7 +39,6 @@ _MULTIPART: Final = "multipart/form-data"
 _MULTIPART_EXTRA: Final = 64 * 1024  # boundaries, part headers and small fields around the one image
 _PARTS_MAX: Final = 20
 _MULTIPART_COPIES: Final = 2  # the body, and the image cut out of it
-_MACHINE_SHARE: Final = 0.75  # of the intake; the rest is for people alone
 _FIELD_MAX: Final = 4096  # bytes; what is longer is refused by its meaning
 _FORM_MAX: Final = 64 * 1024
 _BODY_S: Final = 120.0
@@ -55,81 +54,22 @@ class Upload:
     context: Context = field(default_factory=Context)
 
 
-class Intake:
-    """Bounds the image bytes that this process holds at once; past the bound a sender is told to come back.
+@asynccontextmanager
+async def receive(request: Request, intake: Intake, caller: Caller) -> AsyncIterator[Upload]:
+    """Read the image of a request; its bytes count as held until the block is left.
 
-    Machines are told so at three quarters of it, so that a gateway emptying its backlog never shuts people out.
+    Raises:
+        Overloaded: too much is held already, in all or by the caller's key.
+        ImageTooLarge, ImageEmpty, UnsupportedImageType, RequestInvalid, RequestTimeout: the request is refused.
     """
-
-    def __init__(self, *, max_bytes: int = 256 * 1024 * 1024, max_requests: int = 256) -> None:
-        self._max_bytes = max_bytes
-        self._max_requests = max_requests
-        self._bytes = 0
-        self._requests = 0
-        self._backlog = Backlog()
-
-    @asynccontextmanager
-    async def receive(self, request: Request, *, machine: bool) -> AsyncIterator[Upload]:
-        """Read the image of a request; its bytes count as held until the block is left.
-
-        `machine`: the request came with an API key.
-
-        Raises:
-            Overloaded: too much is held already.
-            ImageTooLarge, ImageEmpty, UnsupportedImageType, RequestInvalid, RequestTimeout: the request is refused.
-        """
-        self.check_room(machine=machine)
-        self._requests += 1
-        held = _Held(self, _share(machine))
-        try:
-            with self._backlog.of(1, bulk=machine):
-                upload = await _read_image(request, held)
-                held.reduce_to(len(upload.data))
-                yield upload
-        finally:
-            self._requests -= 1
-            held.reduce_to(0)
-
-    def check_room(self, *, machine: bool) -> None:
-        """Return if one more request may be received.
-
-        Raises:
-            Overloaded: too many are held already.
-        """
-        if self._requests >= _share(machine) * self._max_requests:
-            raise Overloaded(retry_after=self._backlog.retry_after_s(bulk=machine))
-
-    def take(self, size: int, share: float) -> None:
-        if self._bytes + size > share * self._max_bytes:
-            raise Overloaded(retry_after=self._backlog.retry_after_s(bulk=share < 1.0))
-        self._bytes += size
-
-    def give_back(self, size: int) -> None:
-        self._bytes -= size
+    with intake.claim(caller) as claim:
+        claim.enter()
+        upload = await _read_image(request, claim)
+        claim.reduce_to(len(upload.data))
+        yield upload
 
 
-def _share(machine: bool) -> float:
-    return _MACHINE_SHARE if machine else 1.0
-
-
-class _Held:
-    """What one request holds of the intake, of which it may fill no more than `share`."""
-
-    def __init__(self, intake: Intake, share: float) -> None:
-        self._intake = intake
-        self._share = share
-        self._size = 0
-
-    def add(self, size: int) -> None:
-        self._intake.take(size, self._share)
-        self._size += size
-
-    def reduce_to(self, size: int) -> None:
-        self._intake.give_back(self._size - size)
-        self._size = size
-
-
-async def _read_image(request: Request, held: _Held) -> Upload:
+async def _read_image(request: Request, held: Claim) -> Upload:
     content_type = request.headers.get("content-type", "")
     media_type = content_type.partition(";")[0].strip().lower()
     if media_type == _MULTIPART:
@@ -154,7 +94,7 @@ def _context(said: Mapping[str, str]) -> Context:
     return Context.of(*(said.get(key) for key in CONTEXT_HEADERS))
 
 
-async def _read(request: Request, limit: int, held: _Held | None = None, copies: int = 1) -> bytes:
+async def _read(request: Request, limit: int, held: Claim | None = None, copies: int = 1) -> bytes:
     """The whole body; checks the announced length first and counts what really comes, `copies` times as held.
 
     After a refusal uvicorn reads on and drops the rest, so that a sender in mid-body still sees the answer.
