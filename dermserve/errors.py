@@ -110,6 +110,23 @@ class RequestInvalid(DermserveError):
     grpc_status = "INVALID_ARGUMENT"
 
 
+class RequestMalformed(RequestInvalid):
+    """The body is not what its type says; images that came before the damage may be stored."""
+
+    code = "request_malformed"
+    title = "The body cannot be read"
+    http_status = 400
+
+
+class BatchTooLarge(DermserveError):
+    """More images or bytes than one request may have; the first of them may be stored."""
+
+    code = "batch_too_large"
+    title = "The batch is too large"
+    http_status = 413
+    grpc_status = "INVALID_ARGUMENT"
+
+
 class Unauthenticated(DermserveError):
     code = "unauthenticated"
     title = "Sign in or send a valid API key"
@@ -163,6 +180,7 @@ class IdempotencyConflict(Conflict):
 
     code = "idempotency_conflict"
     title = "This idempotency key belongs to another image"
+    dicom_status = 0x0111  # duplicate SOP instance (PS3.7 annex C)
 
 
 class TooManyLesions(Conflict):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from datetime import date
 from typing import Annotated, Any, Final, Literal
@@ -38,9 +37,8 @@ from frontend.dependencies import EditorDep, ReaderDep, SenderDep, Services, Ser
 from frontend.history import Decided, Filter
 from frontend.models import Prediction
 from frontend.schemas import ImageContext, Result, ResultPage
-from frontend.upload import RAW_TYPES, read_small, receive
+from frontend.upload import RAW_TYPES, checked_key, read_small, receive
 
-_KEY: Final = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]{0,253}[\x21-\x7e])?")
 _BINARY: Final = {"schema": {"type": "string", "format": "binary"}}
 _BODY: Final[dict[str, Any]] = {
     "required": True,
@@ -58,7 +56,7 @@ _BODY: Final[dict[str, Any]] = {
 }
 
 
-def _refusals(*errors: type[DermserveError]) -> dict[int | str, dict[str, Any]]:
+def refusals(*errors: type[DermserveError]) -> dict[int | str, dict[str, Any]]:
     """How OpenAPI states which problems a route may answer with, by status."""
     responses: dict[int | str, dict[str, Any]] = {}
     for error in errors:
@@ -94,10 +92,10 @@ router = APIRouter(
     prefix="/v1",
     route_class=BoundedRoute,
     tags=["predictions"],
-    responses=_refusals(Unauthenticated, RateLimited, RequestInvalid, Overloaded, DatabaseUnavailable),
+    responses=refusals(Unauthenticated, RateLimited, RequestInvalid, Overloaded, DatabaseUnavailable),
 )
-_NOT_FOUND = _refusals(NotFound, Forbidden)
-_NOT_TAKEN = _refusals(
+_NOT_FOUND = refusals(NotFound, Forbidden)
+NOT_TAKEN = refusals(
     Forbidden,
     RequestTimeout,
     IdempotencyConflict,
@@ -122,7 +120,7 @@ WithCam = Annotated[bool, Query(description="Include the class activation map.")
     summary="Analyse one image",
     openapi_extra={"requestBody": _BODY},
     response_description="A new result.",
-    responses={200: {"model": Result, "description": "A repeat: the stored result."}, **_NOT_TAKEN},
+    responses={200: {"model": Result, "description": "A repeat: the stored result."}, **NOT_TAKEN},
 )
 async def create(
     request: Request,
@@ -139,14 +137,13 @@ async def create(
     The same key with the same bytes returns the stored result with status 200, so a sender that saw no answer just
     sends again. The image itself is not kept.
     """
-    if idempotency_key is not None and not _KEY.fullmatch(idempotency_key):
-        raise RequestInvalid("An Idempotency-Key has 1 to 255 printable ASCII characters.")
+    key = checked_key(idempotency_key)
     await services.throttle.before_image(caller)
     async with receive(request, services.intake, caller) as upload:
         prediction, created = await services.predictions.analyse(
-            caller, upload.data, key=idempotency_key, filename=upload.filename, context=upload.context
+            caller, upload.data, key=key, filename=upload.filename, context=upload.context
         )
-        lesions = await _lesions(services, caller, [prediction])
+        lesions = await lesions_of(services, caller, [prediction])
     # Written here: FastAPI would check the result's every field a second time.
     return Response(
         Result.of(prediction, cam=cam, lesions=lesions).model_dump_json(),
@@ -160,7 +157,7 @@ async def create(
     "/predictions",
     summary="List results, newest first",
     response_description="A page of results.",
-    responses=_refusals(Forbidden),
+    responses=refusals(Forbidden),
 )
 async def list_page(
     caller: ReaderDep,
@@ -178,7 +175,7 @@ async def list_page(
     """Your results, newest first. New results never shift what a cursor continues."""
     wanted = Filter(search.replace("\0", ""), since, until, lesion, body_site, decision)
     page = await services.history.page(caller, limit=limit, cursor=cursor, wanted=wanted)
-    lesions = await _lesions(services, caller, page.items)
+    lesions = await lesions_of(services, caller, page.items)
     return ResultPage(items=[Result.of(row, lesions=lesions) for row in page.items], next_cursor=page.next_cursor)
 
 
@@ -188,20 +185,20 @@ async def list_page(
 async def read(prediction_id: UUID, caller: ReaderDep, services: ServicesDep, cam: WithCam = False) -> Result:
     """One of your results; anybody else's does not exist for you."""
     row = await services.history.get(caller, prediction_id)
-    return Result.of(row, cam=cam, lesions=await _lesions(services, caller, [row]))
+    return Result.of(row, cam=cam, lesions=await lesions_of(services, caller, [row]))
 
 
 @router.patch(
     "/predictions/{prediction_id:uuid}",
     summary="Say what the image is of",
     response_description="The result as it is now.",
-    responses=_NOT_FOUND | _refusals(TooManyLesions),
+    responses=_NOT_FOUND | refusals(TooManyLesions),
 )
 async def change(prediction_id: UUID, said: ImageContext, caller: EditorDep, services: ServicesDep) -> Result:
     """Replace lesion, body site and note; what is left out is emptied. A new name of a lesion makes the lesion."""
     await services.history.change(caller, prediction_id, Context.of(said.lesion, said.body_site, said.note))
     row = await services.history.get(caller, prediction_id)
-    return Result.of(row, lesions=await _lesions(services, caller, [row]))
+    return Result.of(row, lesions=await lesions_of(services, caller, [row]))
 
 
 @router.delete(
@@ -216,5 +213,6 @@ async def delete(prediction_id: UUID, caller: EditorDep, services: ServicesDep) 
     await services.history.delete(caller, prediction_id)
 
 
-async def _lesions(services: Services, caller: Caller, rows: Sequence[Prediction]) -> Mapping[UUID, str]:
+async def lesions_of(services: Services, caller: Caller, rows: Sequence[Prediction]) -> Mapping[UUID, str]:
+    """Names of the lesions that results belong to, by id."""
     return await services.lesions.names(caller, {row.lesion_id for row in rows if row.lesion_id is not None})

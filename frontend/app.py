@@ -16,7 +16,7 @@ from dermserve import __version__
 from dermserve.client import AsyncTritonClient
 from dermserve.model_card import ModelCard
 from dermserve.settings import Settings
-from frontend import api, health, pages, problems
+from frontend import api, batch, health, pages, problems
 from frontend.database import Database, database_url
 from frontend.dependencies import Services
 from frontend.history import History
@@ -108,7 +108,7 @@ def create_app(settings: Settings | None = None, connect: Callable[[Settings], I
         redoc_url=None,
         lifespan=lifespan,
     )
-    for router in (api.router, health.router, *pages.ROUTERS):
+    for router in (api.router, batch.router, health.router, *pages.ROUTERS):
         app.include_router(router)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     problems.install(app)

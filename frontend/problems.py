@@ -30,7 +30,7 @@ from frontend.logs import note_refusal
 from frontend.templating import render
 
 CONTENT_TYPE: Final = "application/problem+json"
-_PROGRAM_PATHS: Final = ("/v1/", "/healthz", "/readyz", "/metrics", "/openapi.json")
+_PROGRAM_PATHS: Final = ("/v1/", "/dicomweb/", "/healthz", "/readyz", "/metrics", "/openapi.json")
 _BY_STATUS: Final[Mapping[int, type[DermserveError]]] = {
     401: Unauthenticated,
     403: Forbidden,
@@ -51,6 +51,13 @@ class Problem(BaseModel):
     detail: str
 
 
+def document(error: DermserveError) -> Problem:
+    """What programs are told of an error."""
+    return Problem(
+        type=f"/docs#{error.code}", title=error.title, status=error.http_status, code=error.code, detail=error.detail
+    )
+
+
 def respond(
     request: Request, error: DermserveError, *, headers: Mapping[str, str] | None = None, **extra: Any
 ) -> Response:
@@ -67,10 +74,7 @@ def respond(
         return RedirectResponse("/login?next=" + quote(_return_path(request), safe="/"), status_code=303)
     if _wants_page(request):
         return render(request, "error.html", status=error.http_status, headers=sent, error=error)
-    problem = Problem(
-        type=f"/docs#{error.code}", title=error.title, status=error.http_status, code=error.code, detail=error.detail
-    )
-    return JSONResponse(problem.model_dump() | extra, error.http_status, sent, media_type=CONTENT_TYPE)
+    return JSONResponse(document(error).model_dump() | extra, error.http_status, sent, media_type=CONTENT_TYPE)
 
 
 def install(app: FastAPI) -> None:

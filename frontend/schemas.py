@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field
 
 from dermserve import labels
 from frontend.models import Prediction
+from frontend.problems import Problem
 
 _NONE: Final[Mapping[UUID, str]] = {}
 
@@ -144,6 +145,27 @@ class ResultPage(BaseModel):
 
     items: list[Result]
     next_cursor: str | None
+
+
+class BatchItem(BaseModel):
+    """One image of a batch: what the single door would have answered."""
+
+    index: int = Field(description="Place in the request, from 0.")
+    filename: str | None
+    status: int = Field(description="201 new, 200 repeat, else that of the problem.")
+    result: Result | None = Field(
+        None, description="Where the status is 200 or 201.", exclude_if=lambda one: one is None
+    )
+    problem: Problem | None = Field(None, description="Where it is another.", exclude_if=lambda one: one is None)
+    retry_after: int | None = Field(
+        None, description="Seconds after which the image may be sent again.", exclude_if=lambda one: one is None
+    )
+
+
+class BatchResult(BaseModel):
+    """The images of a batch, in the order in which they were sent."""
+
+    items: list[BatchItem]
 
 
 def _context_of(row: Prediction, lesions: Mapping[UUID, str]) -> ImageContext | None:

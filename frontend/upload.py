@@ -7,6 +7,7 @@ this room calls it.
 from __future__ import annotations
 
 import asyncio
+import re
 import unicodedata
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -34,6 +35,7 @@ FILENAME_HEADER: Final = "x-filename"
 CONTEXT_HEADERS: Final = {"lesion": "x-lesion", "body_site": "x-body-site", "note": "x-note"}
 """Percent-encoded UTF-8, like the file name's: in an address they would end up in the logs of proxies."""
 RAW_TYPES: Final = ("image/jpeg", "image/png", "application/dicom")
+_KEY: Final = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]{0,253}[\x21-\x7e])?")
 _UNNAMED_TYPES: Final = ("", "application/octet-stream")  # the sender says nothing; the bytes will
 _MULTIPART: Final = "multipart/form-data"
 _MULTIPART_EXTRA: Final = 64 * 1024  # boundaries, part headers and small fields around the one image
@@ -77,10 +79,9 @@ async def _read_image(request: Request, held: Claim) -> Upload:
         body = _read(request, limit, held, copies=_MULTIPART_COPIES)
         upload = await asyncio.to_thread(_parse_multipart, content_type, await body)
     elif media_type in RAW_TYPES or media_type in _UNNAMED_TYPES:
-        name = request.headers.get(FILENAME_HEADER)
-        context = _context({key: unquote(request.headers.get(sent, "")) for key, sent in CONTEXT_HEADERS.items()})
+        context = context_of(request.headers)
         data = await _read(request, image.MAX_BYTES, held)
-        upload = Upload(data, display_name(unquote(name)) if name else None, context)
+        upload = Upload(data, filename_of(request.headers), context)
     else:
         raise UnsupportedImageType(
             f"A body of type {media_type[:80]!r} is not accepted; send {', '.join(RAW_TYPES)} or {_MULTIPART}."
@@ -88,6 +89,31 @@ async def _read_image(request: Request, held: Claim) -> Upload:
     if not upload.data:
         raise ImageEmpty
     return upload
+
+
+def context_of(headers: Mapping[str, str]) -> Context:
+    """What the headers of a request, or of a part of one, say about an image.
+
+    Raises:
+        RequestInvalid: what cannot be kept.
+    """
+    return _context({key: unquote(headers.get(sent, "")) for key, sent in CONTEXT_HEADERS.items()})
+
+
+def filename_of(headers: Mapping[str, str]) -> str | None:
+    """The file name that a header gives, cleaned."""
+    return display_name(unquote(headers.get(FILENAME_HEADER, "")))
+
+
+def checked_key(key: str | None) -> str | None:
+    """An idempotency key as it came.
+
+    Raises:
+        RequestInvalid: it is empty, too long or not printable.
+    """
+    if key is not None and not _KEY.fullmatch(key):
+        raise RequestInvalid("An Idempotency-Key has 1 to 255 printable ASCII characters.")
+    return key
 
 
 def _context(said: Mapping[str, str]) -> Context:
