@@ -24,6 +24,7 @@ from tests.frontend.conftest import Server, execute, new_key
 
 PATH = "/v1/predictions/batch"
 JPEG = {"Content-Type": "image/jpeg"}
+ONE = sample.jpeg(0)
 EDGE = {"Content-Type": "multipart/form-data; boundary=edge"}
 
 
@@ -45,7 +46,7 @@ def part(data: bytes, *headers: str, name: str = "file", edge: str = "edge") -> 
 
 
 def different(number: int) -> list[bytes]:
-    return [sample.jpeg(0) + number.to_bytes(4) for number in range(number)]
+    return [ONE + number.to_bytes(4) for number in range(number)]
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -248,19 +249,19 @@ def test_half_arrived_images_of_several_batches_do_not_wait_for_each_other(
 ) -> None:
     """Four senders stop in the middle of an image, which together take all there is; then they go on."""
     intake = server.services().intake
-    monkeypatch.setattr(intake, "_max_bytes", 500_000)
-    monkeypatch.setattr(intake, "_max_requests", 64)
-    monkeypatch.setattr(image, "MAX_BYTES", 150_000)
     data = sample.jpeg(0) + bytes(120_000)
+    monkeypatch.setattr(image, "MAX_BYTES", len(data) + 2)
+    monkeypatch.setattr(intake, "_max_bytes", 4 * image.MAX_BYTES)
+    monkeypatch.setattr(intake, "_max_requests", 64)
     start, wait = threading.Barrier(4), 0.3
 
     def run(number: int) -> httpx.Response:
         def content() -> Iterator[bytes]:
             body = part(data + bytes([number])) + part(data + bytes([number, 1])) + b"--edge--\r\n"
-            yield body[: len(data) - 20_000]
+            yield body[: len(data) * 3 // 4]  # of which machines may hold four: no more has room
             start.wait()
             time.sleep(wait)
-            yield body[len(data) - 20_000 :]
+            yield body[len(data) * 3 // 4 :]
 
         headers = EDGE | {"Authorization": f"Bearer {new_key(server.settings)}"}
         return httpx.post(server.url + PATH, content=content(), headers=headers, timeout=20)
