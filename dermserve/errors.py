@@ -95,6 +95,24 @@ class SopClassMismatch(DicomNotUnderstood):
     dicom_status = 0xA900
 
 
+class SopClassNotTaken(ImageError):
+    """The object is of a SOP class that this server is not set up for."""
+
+    code = "dicom_sop_class_not_taken"
+    title = "DICOM objects of this class are not accepted"
+    http_status = 415
+    dicom_status = 0x0122
+
+
+class StudyMismatch(ImageError):
+    """The object is of another study than the one that it was sent to."""
+
+    code = "dicom_study_mismatch"
+    title = "The DICOM object belongs to another study"
+    http_status = 409
+    dicom_status = 0xA901
+
+
 class UnreadableFile(ImageError):
     """The file system gives no bytes for this name; the file may be well, and no server was asked."""
 
@@ -180,7 +198,6 @@ class IdempotencyConflict(Conflict):
 
     code = "idempotency_conflict"
     title = "This idempotency key belongs to another image"
-    dicom_status = 0x0111  # duplicate SOP instance (PS3.7 annex C)
 
 
 class TooManyLesions(Conflict):

@@ -16,9 +16,10 @@ from dermserve import __version__
 from dermserve.client import AsyncTritonClient
 from dermserve.model_card import ModelCard
 from dermserve.settings import Settings
-from frontend import api, batch, health, pages, problems
+from frontend import api, batch, health, pages, problems, stow
 from frontend.database import Database, database_url
 from frontend.dependencies import Services
+from frontend.dicom.identifiers import Identifiers
 from frontend.history import History
 from frontend.identity.keys import Keys
 from frontend.identity.second_factor import SecondFactor
@@ -78,6 +79,7 @@ def create_app(settings: Settings | None = None, connect: Callable[[Settings], I
             ),
             keys=Keys(database),
             second_factor=SecondFactor(database, vault),
+            identifiers=Identifiers(vault),
             sign_on=SignOn(settings, vault, secure=is_https(settings)),
             mailer=mailer,
             predictions=Predictions(
@@ -108,7 +110,7 @@ def create_app(settings: Settings | None = None, connect: Callable[[Settings], I
         redoc_url=None,
         lifespan=lifespan,
     )
-    for router in (api.router, batch.router, health.router, *pages.ROUTERS):
+    for router in (api.router, batch.router, stow.router, health.router, *pages.ROUTERS):
         app.include_router(router)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     problems.install(app)
@@ -137,7 +139,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
             "session": {"type": "apiKey", "in": "cookie", "name": "derm_session", "description": "A logged-in page."},
         }
         for path, operations in document["paths"].items():
-            if path.startswith("/v1/"):
+            if path.startswith(("/v1/", "/dicomweb/")):
                 for operation in operations.values():
                     operation["security"] = [{"apiKey": []}, {"session": []}]
         app.openapi_schema = document

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
 from collections.abc import AsyncIterator, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final, Protocol
 
 from fastapi import APIRouter, Request, Response
@@ -28,7 +26,8 @@ from frontend.access import Caller
 from frontend.api import WithCam, lesions_of, refusals
 from frontend.bodies.archive import Archive
 from frontend.bodies.multipart import Multipart, parameters
-from frontend.bodies.stream import Body, PartRefused, image_of
+from frontend.bodies.pipeline import Pipeline
+from frontend.bodies.stream import Body
 from frontend.context import Context
 from frontend.dependencies import SenderDep, Services, ServicesDep
 from frontend.schemas import BatchItem, BatchResult, Result
@@ -36,7 +35,6 @@ from frontend.upload import checked_key, context_of, display_name, filename_of
 
 MAX_IMAGES: Final = 1000
 _OTHER_PARTS_MAX: Final = 1000  # fields of a form that are no files
-_AT_ONCE: Final = 64  # images of one request that are being scored: more than fill Triton, less than its queue holds
 _FORM: Final = "multipart/form-data"
 _ZIP: Final = ("application/zip", "application/x-zip-compressed")
 _BINARY: Final = {"type": "string", "format": "binary"}
@@ -51,7 +49,6 @@ _BODY: Final[dict[str, Any]] = {
         _ZIP[0]: {"schema": _BINARY},
     },
 }
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -106,8 +103,6 @@ class Batch:
         self._services = services
         self._caller = caller
         self._cam = cam
-        self._at_once = asyncio.Semaphore(_AT_ONCE)
-        self._running: set[asyncio.Task[None]] = set()
         self._items: dict[int, str] = {}
 
     async def score(self, images: Images) -> list[str]:
@@ -118,60 +113,30 @@ class Batch:
             ImageEmpty: it has no image.
         """
         index = 0
-        try:
+        async with Pipeline(self._services.intake, self._caller) as pipeline:
             while (sent := await images.next_image()) is not None:
                 if index == MAX_IMAGES:
                     raise BatchTooLarge(f"At most {MAX_IMAGES:,} images go into one request.")
-                await self._read(index, sent, images)
+                refuse = partial(self._refuse, index, sent)
+                if sent.problem is not None:
+                    refuse(sent.problem)
+                else:
+                    await pipeline.put(images.chunks(), partial(self._analyse, index, sent), refuse)
                 index += 1
-        finally:
-            # Those under way are stored in any case; their claims are held until then.
-            while self._running:
-                await asyncio.wait(self._running)
         if not index:
             raise ImageEmpty
         return [self._items[one] for one in range(index)]
 
-    async def _read(self, index: int, sent: Sent, images: Images) -> None:
-        if sent.problem is not None:
-            self._refuse(index, sent, sent.problem)
-            return
-        await self._at_once.acquire()
-        try:
-            with ExitStack() as held:
-                claim = held.enter_context(self._services.intake.claim(self._caller, batch=True))
-                await claim.entered()
-                data = await image_of(images.chunks(), claim)
-                task = asyncio.create_task(self._analyse(index, sent, data, held.pop_all()))
-        except PartRefused as refused:
-            self._at_once.release()
-            self._refuse(index, sent, refused.error)
-        else:
-            self._running.add(task)
-            task.add_done_callback(self._done)
-
-    def _done(self, task: asyncio.Task[None]) -> None:
-        self._running.discard(task)
-        self._at_once.release()
-
-    async def _analyse(self, index: int, sent: Sent, data: bytes, held: ExitStack) -> None:
-        try:
-            with held:
-                if not data:
-                    raise ImageEmpty
-                await self._services.throttle.before_image(self._caller)
-                prediction, created = await self._services.predictions.analyse(
-                    self._caller, data, key=sent.key, filename=sent.filename, context=sent.context
-                )
-                lesions = await lesions_of(self._services, self._caller, [prediction])
-        except DermserveError as error:
-            self._refuse(index, sent, error)
-        except Exception:
-            _log.exception("unhandled error in an image of a batch")
-            self._refuse(index, sent, DermserveError())
-        else:
-            result = Result.of(prediction, cam=self._cam, lesions=lesions)
-            self._note(BatchItem(index=index, filename=sent.filename, status=201 if created else 200, result=result))
+    async def _analyse(self, index: int, sent: Sent, data: bytes) -> None:
+        if not data:
+            raise ImageEmpty
+        await self._services.throttle.before_image(self._caller)
+        prediction, created = await self._services.predictions.analyse(
+            self._caller, data, key=sent.key, filename=sent.filename, context=sent.context
+        )
+        lesions = await lesions_of(self._services, self._caller, [prediction])
+        result = Result.of(prediction, cam=self._cam, lesions=lesions)
+        self._note(BatchItem(index=index, filename=sent.filename, status=201 if created else 200, result=result))
 
     def _refuse(self, index: int, sent: Sent, error: DermserveError) -> None:
         self._services.metrics.refused(error.code)

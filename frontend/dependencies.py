@@ -15,6 +15,7 @@ from dermserve.settings import Settings
 from frontend import security
 from frontend.access import Caller, Scope
 from frontend.database import Database
+from frontend.dicom.identifiers import Identifiers
 from frontend.history import History
 from frontend.identity.keys import Keys
 from frontend.identity.second_factor import SecondFactor
@@ -45,6 +46,7 @@ class Services:
     sessions: Sessions
     keys: Keys
     second_factor: SecondFactor
+    identifiers: Identifiers
     sign_on: SignOn
     mailer: Mailer
     predictions: Predictions

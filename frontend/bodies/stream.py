@@ -9,7 +9,6 @@ from typing import Final
 
 from starlette.requests import ClientDisconnect, Request
 
-from dermserve import image
 from dermserve.errors import BatchTooLarge, DermserveError, ImageTooLarge, RequestMalformed, RequestTimeout
 from frontend.intake import Claim
 
@@ -28,23 +27,23 @@ class PartRefused(Exception):
         self.error = error
 
 
-async def image_of(chunks: AsyncIterator[bytes], claim: Claim, *, copies: int = 1) -> bytes:
-    """The bytes of one part, `copies` times as held; waits for room rather than refuse them, and reads to their end.
+async def image_of(chunks: AsyncIterator[bytes], claim: Claim, *, limit: int) -> bytes:
+    """The bytes of one part; waits for room rather than refuse them, and reads to their end.
 
     Raises:
-        PartRefused: there are more than an image may have.
+        PartRefused: there are more than `limit`.
     """
     data, size = bytearray(), 0  # no list of chunks: a sender could make each a single byte
     async for chunk in chunks:
         size += len(chunk)
-        if size > image.MAX_BYTES:
+        if size > limit:
             data.clear()
             claim.reduce_to(0)
             continue
-        await claim.added(copies * len(chunk))
+        await claim.added(len(chunk))
         data += chunk
-    if size > image.MAX_BYTES:
-        raise PartRefused(ImageTooLarge(f"The image is larger than the {image.MAX_BYTES:,} bytes that are accepted."))
+    if size > limit:
+        raise PartRefused(ImageTooLarge(f"The part is {size:,} bytes; at most {limit:,} are accepted."))
     return bytes(data)
 
 

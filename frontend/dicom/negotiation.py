@@ -14,16 +14,9 @@ from dermserve import dicom
 from dermserve.errors import StartupError
 from dermserve.settings import Settings
 from frontend.dicom import commitment
+from frontend.dicom.sop_classes import taken
 
 VERIFICATION: Final = "1.2.840.10008.1.1"
-SOP_CLASSES: Final = (
-    "1.2.840.10008.5.1.4.1.1.77.1.7",  # dermoscopic photography
-    "1.2.840.10008.5.1.4.1.1.77.1.4",  # VL photographic
-    "1.2.840.10008.5.1.4.1.1.7",  # secondary capture
-    "1.2.840.10008.5.1.4.1.1.7.2",  # multi-frame grayscale byte secondary capture
-    "1.2.840.10008.5.1.4.1.1.7.4",  # multi-frame true colour secondary capture
-)
-"""What is taken unless the settings say otherwise."""
 
 _PLAIN: Final = (uid.ExplicitVRLittleEndian, uid.ImplicitVRLittleEndian)
 
@@ -50,7 +43,7 @@ def sop_classes(settings: Settings) -> tuple[str, ...]:
     Raises:
         StartupError: the settings name what is no storage SOP class.
     """
-    wanted = tuple(part.strip() for part in settings.dicom_sop_classes.split(",") if part.strip()) or SOP_CLASSES
+    wanted = taken(settings)
     for one in wanted:
         if uid_to_service_class(one) is not StorageServiceClass:
             raise StartupError(f"DERMSERVE_DICOM_SOP_CLASSES: {one} is not the UID of a storage SOP class.")

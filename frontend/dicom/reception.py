@@ -1,10 +1,10 @@
-"""From the data set of a C-STORE to committed results of all its frames."""
+"""From a DICOM object, as a C-STORE or STOW-RS brings it, to committed results of all its frames."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any, Final, TypeVar
 
 from sqlalchemy import select
@@ -22,7 +22,8 @@ from frontend.throttle import Throttle
 Outcome = TypeVar("Outcome")
 Run = Callable[[Coroutine[Any, Any, Outcome]], Outcome]
 
-_AT_ONCE: Final = 4  # frames of one object: as many as keep the model server busy, and no more in memory
+FRAMES_AT_ONCE: Final = 4
+"""Frames of one object that are under way: as many as keep the model server busy, and no more in memory."""
 
 
 class Reception:
@@ -38,10 +39,7 @@ class Reception:
         identifiers: Identifiers,
     ) -> None:
         self._run = run
-        self._database = database
-        self._predictions = predictions
-        self._throttle = throttle
-        self._identifiers = identifiers
+        self._objects = Objects(database, predictions=predictions, throttle=throttle, identifiers=identifiers)
 
     def store(self, node: Node, data: bytes) -> int:
         """Analyse every frame of a part 10 file and commit the results; returns how many frames there are.
@@ -54,6 +52,39 @@ class Reception:
             RateLimited: the node sent too many images within this minute.
             Unavailable: inference or the database is away or full; the same object may be sent again.
         """
+        opened = self._objects.opened(node, data)
+        self._run(self._objects.check(node, opened))
+        while group := opened.next_frames():
+            self._run(self._objects.analyse(node, group))
+        return opened.count
+
+
+class Opened:
+    """An object whose header was read, and its `count` frames with what each is of."""
+
+    def __init__(self, sop_instance: str, count: int, frames: Iterator[tuple[bytes, Origin]]) -> None:
+        self.sop_instance = sop_instance
+        self.count = count
+        self._frames = frames
+
+    def next_frames(self) -> list[tuple[bytes, Origin]]:
+        """The next few, copied out of the object; none behind the last."""
+        return list(itertools.islice(self._frames, FRAMES_AT_ONCE))
+
+
+class Objects:
+    """What every DICOM door does with an object; errors are those of `Reception.store`."""
+
+    def __init__(
+        self, database: Database, *, predictions: Predictions, throttle: Throttle, identifiers: Identifiers
+    ) -> None:
+        self._database = database
+        self._predictions = predictions
+        self._throttle = throttle
+        self._identifiers = identifiers
+
+    def opened(self, node: Node, data: bytes) -> Opened:
+        """Read the header of a part 10 file, and what of its patient is kept; call it in a thread."""
         kept = node.reports and node.caller.organisation_id is not None
         said = dicom.identity(data, with_patient=kept)
         if said.study is None or said.series is None:
@@ -71,26 +102,24 @@ class Reception:
             Origin(said.sop_class, said.sop_instance, said.study, said.series, number, count, patient)
             for number in range(1, count + 1)
         )
-        if count > 1:
-            self._run(self._check_frames(node, said.sop_instance, count))
-        frames = zip(dicom.frames(data), origins, strict=True)
-        while group := list(itertools.islice(frames, _AT_ONCE)):
-            self._run(self._analyse_all(node, group))
-        return count
+        return Opened(said.sop_instance, count, zip(dicom.frames(data), origins, strict=True))
 
-    async def _check_frames(self, node: Node, sop_instance: str, count: int) -> None:
+    async def check(self, node: Node, opened: Opened) -> None:
         """Fewer or more frames under one UID are other bytes, though each frame for itself may be a repeat."""
+        if opened.count == 1:
+            return
         query = select(Instance.frames).where(
             Instance.owner_id == node.caller.user_id,
-            Instance.sop_instance_uid == sop_instance,
-            Instance.frames != count,
+            Instance.sop_instance_uid == opened.sop_instance,
+            Instance.frames != opened.count,
         )
         async with self._database.transaction() as session:
             if (await session.scalars(query.limit(1))).first() is not None:
                 raise IdempotencyConflict("This SOP instance was stored before with another number of frames.")
 
-    async def _analyse_all(self, node: Node, group: Sequence[tuple[bytes, Origin]]) -> None:
-        outcomes = await asyncio.gather(*(self._analyse(node, *one) for one in group), return_exceptions=True)
+    async def analyse(self, node: Node, frames: Sequence[tuple[bytes, Origin]]) -> None:
+        """Score frames and commit the results, under the idempotency keys that they have at every door."""
+        outcomes = await asyncio.gather(*(self._analyse(node, *one) for one in frames), return_exceptions=True)
         for outcome in outcomes:
             if isinstance(outcome, BaseException):
                 raise outcome
