@@ -31,6 +31,9 @@ _SLICE: Final = 256 * 1024  # bytes expanded at a time, between which others hav
 _PACKED_SLICE: Final = 64 * 1024
 _ENTRIES_MAX: Final = 4000  # folders included, which are no images
 _LOOKALIKES_MAX: Final = 10_000
+_SURPLUS_MAX: Final = 256 * 1024 * 1024
+"""Bytes expanded in vain, beyond what an image may have, in search of the ends of entries."""
+
 _DAMAGED: Final = "The entry's bytes are not those of its size and checksum."
 
 
@@ -44,6 +47,7 @@ class Archive:
         self._entry: Entry | None = None
         self._left = 0  # packed bytes of it that were not looked at
         self._expanded = 0
+        self._surplus = 0
         self._lookalikes = 0
 
     async def next_entry(self) -> str | None:
@@ -91,8 +95,9 @@ class Archive:
         async for chunk in expanding:
             size, crc = size + len(chunk), zlib.crc32(chunk, crc)
             self._expanded += len(chunk)
-            if self._expanded > MAX_TOTAL:
-                raise BatchTooLarge(f"The archive expands to more than {MAX_TOTAL:,} bytes.")
+            self._surplus += len(chunk) if size > image.MAX_BYTES else 0
+            if self._expanded > MAX_TOTAL or self._surplus > _SURPLUS_MAX:
+                raise BatchTooLarge("The archive expands to too much.")
             if not entry.end_unknown and size > entry.size:
                 raise PartRefused(ImageUndecodable(_DAMAGED))
             yield chunk

@@ -125,7 +125,7 @@ def test_archives_in_archives_are_not_opened(api: httpx.Client) -> None:
 def test_bombs_expand_to_no_more_than_an_image_may_have(
     api: httpx.Client, server: Server, monkeypatch: pytest.MonkeyPatch, pipe: bool
 ) -> None:
-    """1 GiB of nothing in a megabyte, between two images."""
+    """128 MiB of nothing in an eighth of a megabyte, between two images."""
     intake, most = server.services().intake, 0
     take = intake.take
 
@@ -140,19 +140,26 @@ def test_bombs_expand_to_no_more_than_an_image_may_have(
     with zipfile.ZipFile(target, "w", DEFLATED) as writer:
         writer.writestr("a.jpg", FIRST)
         with writer.open("bomb.jpg", "w") as entry:
-            for _ in range(1024):
+            for _ in range(128):
                 entry.write(bytes(1024 * 1024))
         writer.writestr("b.jpg", SECOND)
     body = bytes(target.data) if pipe else target.getvalue()
-    assert len(body) < 1_300_000
+    assert len(body) < 300_000
     assert outcomes(send(api, body)) == [("a.jpg", 201), ("bomb.jpg", 413), ("b.jpg", 201)]
     assert most <= image.MAX_BYTES + len(FIRST) + len(SECOND)
     assert intake._bytes == 0
 
 
 def test_an_archive_may_not_expand_without_end(api: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(archive, "MAX_TOTAL", 20_000_000)
-    body = zipped(*((f"{number}.jpg", bytes(5_000_000)) for number in range(5)))
+    body = zipped(*((f"{number}.jpg", bytes(5_000_000)) for number in range(5)), pipe=True)
+    assert [status for _, status in outcomes(send(api, body))] == [415] * 5
+    with monkeypatch.context() as patch:
+        patch.setattr(archive, "MAX_TOTAL", 20_000_000)
+        answer = send(api, body)
+        assert (answer.status_code, answer.json()["code"]) == (413, "batch_too_large")
+    monkeypatch.setattr(image, "MAX_BYTES", 1_000_000)
+    assert [status for _, status in outcomes(send(api, body))] == [413] * 5
+    monkeypatch.setattr(archive, "_SURPLUS_MAX", 15_000_000)
     answer = send(api, body)
     assert (answer.status_code, answer.json()["code"]) == (413, "batch_too_large")
 
