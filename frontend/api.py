@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from datetime import date
 from typing import Annotated, Any, Final, Literal
@@ -37,8 +38,9 @@ from frontend.dependencies import EditorDep, ReaderDep, SenderDep, Services, Ser
 from frontend.history import Decided, Filter
 from frontend.models import Prediction
 from frontend.schemas import ImageContext, Result, ResultPage
-from frontend.upload import RAW_TYPES, checked_key, read_small, receive
+from frontend.upload import RAW_TYPES, read_small, receive
 
+_KEY: Final = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]{0,253}[\x21-\x7e])?")
 _BINARY: Final = {"schema": {"type": "string", "format": "binary"}}
 _BODY: Final[dict[str, Any]] = {
     "required": True,
@@ -216,3 +218,14 @@ async def delete(prediction_id: UUID, caller: EditorDep, services: ServicesDep) 
 async def lesions_of(services: Services, caller: Caller, rows: Sequence[Prediction]) -> Mapping[UUID, str]:
     """Names of the lesions that results belong to, by id."""
     return await services.lesions.names(caller, {row.lesion_id for row in rows if row.lesion_id is not None})
+
+
+def checked_key(key: str | None) -> str | None:
+    """An idempotency key as it came.
+
+    Raises:
+        RequestInvalid: it is empty, too long or not printable.
+    """
+    if key is not None and not _KEY.fullmatch(key):
+        raise RequestInvalid("An Idempotency-Key has 1 to 255 printable ASCII characters.")
+    return key

@@ -23,7 +23,7 @@ from dermserve.errors import (
 )
 from frontend import problems
 from frontend.access import Caller
-from frontend.api import WithCam, lesions_of, refusals
+from frontend.api import WithCam, checked_key, lesions_of, refusals
 from frontend.bodies.archive import Archive
 from frontend.bodies.multipart import Multipart, parameters
 from frontend.bodies.pipeline import Pipeline
@@ -31,7 +31,7 @@ from frontend.bodies.stream import Body
 from frontend.context import Context
 from frontend.dependencies import SenderDep, Services, ServicesDep
 from frontend.schemas import BatchItem, BatchResult, Result
-from frontend.upload import checked_key, context_of, display_name, filename_of
+from frontend.upload import context_of, display_name, filename_of
 
 MAX_IMAGES: Final = 1000
 _OTHER_PARTS_MAX: Final = 1000  # fields of a form that are no files

@@ -7,7 +7,6 @@ this room calls it.
 from __future__ import annotations
 
 import asyncio
-import re
 import unicodedata
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -35,7 +34,6 @@ FILENAME_HEADER: Final = "x-filename"
 CONTEXT_HEADERS: Final = {"lesion": "x-lesion", "body_site": "x-body-site", "note": "x-note"}
 """Percent-encoded UTF-8, like the file name's: in an address they would end up in the logs of proxies."""
 RAW_TYPES: Final = ("image/jpeg", "image/png", "application/dicom")
-_KEY: Final = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]{0,253}[\x21-\x7e])?")
 _UNNAMED_TYPES: Final = ("", "application/octet-stream")  # the sender says nothing; the bytes will
 _MULTIPART: Final = "multipart/form-data"
 _MULTIPART_EXTRA: Final = 64 * 1024  # boundaries, part headers and small fields around the one image
@@ -103,17 +101,6 @@ def context_of(headers: Mapping[str, str]) -> Context:
 def filename_of(headers: Mapping[str, str]) -> str | None:
     """The file name that a header gives, cleaned."""
     return display_name(unquote(headers.get(FILENAME_HEADER, "")))
-
-
-def checked_key(key: str | None) -> str | None:
-    """An idempotency key as it came.
-
-    Raises:
-        RequestInvalid: it is empty, too long or not printable.
-    """
-    if key is not None and not _KEY.fullmatch(key):
-        raise RequestInvalid("An Idempotency-Key has 1 to 255 printable ASCII characters.")
-    return key
 
 
 def _context(said: Mapping[str, str]) -> Context:

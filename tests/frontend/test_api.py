@@ -394,6 +394,7 @@ def test_openapi_states_the_contract(server: Server) -> None:
     document = httpx.get(f"{server.url}/openapi.json").json()
     assert set(document["paths"]) == {
         *("/v1/predictions", "/v1/predictions/{prediction_id}", "/healthz", "/readyz", "/metrics"),
+        *("/v1/predictions/batch", "/dicomweb/studies", "/dicomweb/studies/{study}"),
     }
     operation = document["paths"]["/v1/predictions"]["post"]
     expected = {"200", "201", "401", "403", "408", "409", "413", "415", "422", "429", "503"}
