@@ -52,6 +52,11 @@ class Backlog:
         mean = self._image_s
         self._image_s = latest if mean is None else mean + _WEIGHT * (latest - mean)
 
+    def images_in(self, seconds: float) -> float:
+        """How many images are answered in so many seconds; without end while none was."""
+        with self._lock:
+            return seconds / self._image_s if self._image_s else math.inf
+
     def retry_after_s(self, *, bulk: bool) -> int:
         """Seconds after which what is in flight ahead of such a request is done: 1…60."""
         with self._lock:

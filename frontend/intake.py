@@ -18,6 +18,8 @@ from frontend.access import Caller
 
 _MACHINE_SHARE: Final = 0.75  # of everything; the rest is for people alone
 _BATCH_SHARE: Final = 0.25  # of the requests that machines may have; never so many that none is left for their images
+_AHEAD_S: Final = 8.0  # of work that batches may have under way; each image has a deadline at the model server
+_ALWAYS: Final = 16  # images that keep any model server busy
 _KEYS_SHARE: Final = 7 / 8  # of what machines may hold, divided among the keys; the rest lets one more in at once
 
 
@@ -108,6 +110,10 @@ class Intake:
         """The refusal of an image, with the time after which what is ahead of it will be done."""
         return Overloaded(retry_after=self._backlog.retry_after_s(bulk=key is not None))
 
+    def keeps_pace(self) -> bool:
+        """Whether so few images are under way that one more of a batch will be done well within its deadline."""
+        return self._requests < max(_ALWAYS, self._backlog.images_in(_AHEAD_S))
+
     def take_place(self, key: UUID | None) -> bool:
         """Whether there was a place for one more image; it is taken."""
         most, holder = _share(key) * self._max_requests, self._holder(key)
@@ -191,8 +197,8 @@ class Claim:
             raise self._intake.full(self._key)
 
     async def entered(self) -> None:
-        """Take a place as soon as there is one."""
-        await self._intake.until(self._key, self._enter)
+        """Take a place as soon as there is one and the model server has not fallen behind."""
+        await self._intake.until(self._key, lambda: self._intake.keeps_pace() and self._enter())
 
     def add(self, size: int) -> None:
         """Hold so many bytes more.

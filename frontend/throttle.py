@@ -10,8 +10,9 @@ import asyncio
 import ipaddress
 import math
 import time
+from collections.abc import Callable
 from datetime import timedelta
-from typing import Final
+from typing import Final, TypeVar
 from uuid import UUID
 from weakref import WeakValueDictionary
 
@@ -28,6 +29,8 @@ from frontend.identity.tokens import fingerprint
 from frontend.identity.users import normal_email
 from frontend.models import RateCount
 
+Value = TypeVar("Value")
+
 # Guesses count per account *and* client address: a stranger elsewhere cannot lock the owner out.
 _GUESSES: Final = RateLimitItemPerMinute(10, 15)
 _CODES: Final = RateLimitItemPerMinute(10, 15)
@@ -37,6 +40,7 @@ _RESETS: Final = RateLimitItemPerHour(5)  # mails to one account: further ones w
 _RESETS_ASKED: Final = RateLimitItemPerHour(60)
 _LEASES_MAX: Final = 10_000
 _LONGEST: Final = timedelta(hours=1)  # of all windows above
+_A_MINUTE: Final = 60.0
 _LEASES: Final = 60  # of a minute's images: a process asks the database this often, not for every image
 
 
@@ -52,6 +56,7 @@ class Throttle:
         self._registrations = RateLimitItemPerMinute(registrations)
         self._lease = max(1, images // _LEASES)
         self._leased: dict[UUID, tuple[float, int]] = {}
+        self._used_up: dict[UUID, float] = {}
         self._leasing: WeakValueDictionary[UUID, asyncio.Lock] = WeakValueDictionary()
 
     async def before_login(self, address: str, email: str) -> None:
@@ -123,9 +128,11 @@ class Throttle:
             RateLimited: too many within this minute.
         """
         sender = caller.key_id or caller.sender_id or caller.user_id
+        self._refuse_at_once(sender)
         if not self._use_lease(sender):
             # One asks for all who come at the same moment, or each would take a lease of its own.
             async with self._leasing.setdefault(sender, asyncio.Lock()):
+                self._refuse_at_once(sender)
                 if not self._use_lease(sender):
                     await self._lease_more(sender)
 
@@ -136,21 +143,32 @@ class Throttle:
         self._leased[sender] = (ends, left - 1)
         return True
 
-    async def _lease_more(self, sender: UUID) -> None:
-        await self._hit(self._images, "images", str(sender), cost=self._lease)
-        window = await self._limiter.get_window_stats(self._images, "images", str(sender))
-        if len(self._leased) > _LEASES_MAX:
-            self._leased = {one: lease for one, lease in self._leased.items() if lease[0] > time.time()}
-        self._leased[sender] = (window.reset_time, self._lease - 1)
+    def _refuse_at_once(self, sender: UUID) -> None:
+        """What is left of a batch is refused without asking the database for each of its images."""
+        left_s = self._used_up.get(sender, 0.0) - time.monotonic()
+        if left_s > 0:
+            raise _too_many(left_s)
 
-    async def _hit(self, item: RateLimitItem, *identifiers: str, cost: int = 1) -> None:
-        if not await self._limiter.hit(item, *identifiers, cost=cost):
+    async def _lease_more(self, sender: UUID) -> None:
+        granted = await self._limiter.hit(self._images, "images", str(sender), cost=self._lease)
+        window = await self._limiter.get_window_stats(self._images, "images", str(sender))
+        if granted:
+            self._leased = _bounded(self._leased, lambda lease: lease[0] > time.time())
+            self._leased[sender] = (window.reset_time, self._lease - 1)
+            return
+        # However far the clock was set back: no window is longer.
+        left_s = min(_A_MINUTE, window.reset_time - time.time())
+        self._used_up = _bounded(self._used_up, lambda until: until > time.monotonic())
+        self._used_up[sender] = time.monotonic() + left_s
+        raise _too_many(left_s)
+
+    async def _hit(self, item: RateLimitItem, *identifiers: str) -> None:
+        if not await self._limiter.hit(item, *identifiers):
             await self._refuse(item, *identifiers)
 
     async def _refuse(self, item: RateLimitItem, *identifiers: str) -> None:
         window = await self._limiter.get_window_stats(item, *identifiers)
-        seconds = max(1, math.ceil(window.reset_time - time.time()))
-        raise RateLimited("Too many attempts. Please try again in a few minutes.", retry_after=seconds)
+        raise _too_many(window.reset_time - time.time())
 
 
 class _Counts(Storage):
@@ -233,6 +251,16 @@ def _window(key: str) -> timedelta:
     """How long a window of this key is; `limits` ends its keys with amount, number and unit."""
     amount, number, unit = key.rsplit("/", 3)[1:]
     return timedelta(seconds=parse(f"{amount} per {number} {unit}").get_expiry())
+
+
+def _too_many(left_s: float) -> RateLimited:
+    seconds = max(1, math.ceil(left_s))
+    return RateLimited("Too many attempts. Please try again in a few minutes.", retry_after=seconds)
+
+
+def _bounded(found: dict[UUID, Value], kept: Callable[[Value], bool]) -> dict[UUID, Value]:
+    """Without what is over, once there is much."""
+    return {key: value for key, value in found.items() if kept(value)} if len(found) > _LEASES_MAX else found
 
 
 def _network(address: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import socket
@@ -17,8 +18,10 @@ import httpx
 import pytest
 
 from dermserve import image, sample
+from dermserve.backlog import Backlog
 from dermserve.errors import Overloaded
 from frontend import batch
+from frontend import intake as intake_module
 from frontend.bodies import stream
 from tests.frontend.conftest import Server, execute, new_key
 
@@ -376,3 +379,49 @@ def test_a_zip_archive_is_a_batch(api: httpx.Client, server: Server, jpegs: list
     ]
     assert json.dumps(items[0]["result"]["image"]["sha256"])
     assert nothing_held(server)
+
+
+def test_no_more_is_under_way_than_a_slow_model_server_does_in_time(
+    api: httpx.Client, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else its deadline would refuse what a little patience completes."""
+    intake = server.services().intake
+    monkeypatch.setattr(intake, "_backlog", Backlog())
+    monkeypatch.setattr(intake_module, "_AHEAD_S", 0.1)
+    under_way, most = 0, 0
+    infer, one_at_a_time = server.stand_in.infer, asyncio.Lock()
+
+    async def slow(*arguments: Any, **options: Any) -> Any:
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        async with one_at_a_time:
+            await asyncio.sleep(0.005)
+            outputs = await infer(*arguments, **options)
+        under_way -= 1
+        return outputs
+
+    monkeypatch.setattr(server.stand_in, "infer", slow)
+    send(api, *((f"{number}.jpg", data) for number, data in enumerate(different(70))))
+    most = 0
+    send(api, *((f"{number}.jpg", data + b"again") for number, data in enumerate(different(100))))
+    assert 8 <= most <= 24
+
+
+def test_quota_that_is_used_up_costs_no_questions(
+    start: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = start(rate_limit=60)
+    headers = {"Authorization": f"Bearer {new_key(server.settings)}"}
+    asked, hit = 0, server.services().throttle._limiter.hit
+
+    async def counted(*arguments: Any, **options: Any) -> bool:
+        nonlocal asked
+        asked += 1
+        return await hit(*arguments, **options)
+
+    monkeypatch.setattr(server.services().throttle._limiter, "hit", counted)
+    files = form(*((f"{number}.jpg", data) for number, data in enumerate(different(200))))
+    items = httpx.post(server.url + PATH, files=files, headers=headers, timeout=30).json()["items"]
+    assert Counter(item["status"] for item in items) == {201: 60, 429: 140}
+    assert asked == 61
