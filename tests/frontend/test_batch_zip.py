@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+import shutil
 import struct
+import subprocess
 import zipfile
 import zlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final
 
 import httpx
@@ -253,3 +256,26 @@ def test_an_entry_whose_end_nobody_knows(api: httpx.Client) -> None:
     for method in (99, 12):
         body = zipped(("a.jpg", FIRST), pipe=True)
         assert_malformed(send(api, patched(body, field(8, "<H", method), field(10, "<H", method))))
+
+
+@pytest.mark.skipif(shutil.which("zip") is None, reason="Info-ZIP's zip is not installed")
+def test_info_zip_from_files_and_through_a_pipe(api: httpx.Client, tmp_path: Path) -> None:
+    """Encrypted entries are refused alone where their size is known."""
+    for name, data in (("a.jpg", FIRST), ("b.jpg", SECOND), ("c.txt", b"text" * 1000)):
+        (tmp_path / name).write_bytes(data)
+
+    def run(*arguments: str) -> bytes:
+        return subprocess.run(["zip", "-q", *arguments], cwd=tmp_path, check=True, capture_output=True).stdout
+
+    expected = [("a.jpg", 201), ("b.jpg", 201), ("c.txt", 415)]
+    for level in ("-9", "-0"):
+        run(level, f"files{level}.zip", "a.jpg", "b.jpg", "c.txt")
+        answers = [send(api, (tmp_path / f"files{level}.zip").read_bytes())]
+        answers.append(send(api, run(level, "-", "a.jpg", "b.jpg", "c.txt")))
+        for answer in answers:
+            assert outcomes(answer) == expected
+            expected = [("a.jpg", 200), ("b.jpg", 200), ("c.txt", 415)]
+    run("-P", "secret", "sealed.zip", "a.jpg")
+    run("-g", "sealed.zip", "b.jpg")
+    assert outcomes(send(api, (tmp_path / "sealed.zip").read_bytes())) == [("a.jpg", 415), ("b.jpg", 200)]
+    assert_malformed(send(api, run("-P", "secret", "-", "a.jpg", "b.jpg")))
