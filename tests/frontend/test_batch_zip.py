@@ -237,6 +237,8 @@ def test_entries_that_the_directory_hides(api: httpx.Client) -> None:
     struct.pack_into("<I", whole, whole.index(b"PK\x01\x02") + 42, len(hidden))
     assert zipfile.ZipFile(io.BytesIO(whole)).testzip() is None, "others see one good entry"
     assert_malformed(send(api, bytes(whole)))
+    struct.pack_into("<HH", whole, end + 8, 0xFFFF, 0xFFFF)  # "see the end with 64 bits"
+    assert_malformed(send(api, bytes(whole)))
 
 
 def test_a_description_within_the_data_does_not_end_it(api: httpx.Client) -> None:
