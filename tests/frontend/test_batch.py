@@ -165,7 +165,7 @@ def test_images_are_scored_while_later_ones_still_come(server: Server, jpegs: li
         (EDGE, part(b"x")),
         (EDGE, part(b"x") + b"--edg"),
         (EDGE, part(b"x") + b"--edge-"),
-        (EDGE, part(b"x") + b"--edgeless\r\n\r\n--edge--\r\n"),
+        (EDGE, part(b"x") + b"--edgeless\r\n\r\ny\r\n--edge--\r\n"),
         (EDGE, b"--edge\r\nno colon\r\n\r\nx\r\n--edge--\r\n"),
         (EDGE, b"--edge\r\n" + b"A: " + b"x" * 20_000 + b"\r\n\r\nx\r\n--edge--\r\n"),
         (EDGE, part(b"x") + b"--edge--\r\n" + bytes(100_000)),
