@@ -98,6 +98,16 @@ def test_every_frame_has_a_result(api: httpx.Client, server: Server) -> None:
     assert [tuple(row) for row in rows] == [(number, 6, f"dicom:{uid_of(data)}/{number}") for number in range(1, 7)]
 
 
+def test_another_number_of_frames_is_another_object(api: httpx.Client) -> None:
+    frames = [picture(seed) for seed in range(3)]
+    whole = photograph(frames)
+    named = {"SOPInstanceUID": uid_of(whole), "StudyInstanceUID": read(whole).StudyInstanceUID}
+    assert send(api, whole).status_code == 200
+    for some in (frames[:2], frames[:1]):
+        response = send(api, photograph(some, **named))
+        assert (response.status_code, reasons(response)) == (409, [0x0111])
+
+
 def test_each_object_fails_for_itself_with_the_reason_of_the_standard(api: httpx.Client) -> None:
     study = generate_uid()
     good = photograph(picture(1), StudyInstanceUID=study)
