@@ -45,12 +45,12 @@ def of_templates() -> set[tuple[str, ...]]:
 
 
 def details() -> set[str]:
-    """What errors say on a page, where it is one fixed text; only programs see those of the doors for programs."""
+    """What errors say on a page, where it is one fixed text; programs alone, or a command, see the others."""
     starting = {errors.StartupError.__name__, *(one.__name__ for one in errors.StartupError.__subclasses__())}
     kinds = {one.__name__ for one in errors.BY_CODE.values()} - starting
     found = set()
-    for_programs = {*(FOLDER / name for name in ("api.py", "batch.py", "stow.py")), *FOLDER.glob("bodies/*.py")}
-    for file in set(FOLDER.rglob("*.py")) - for_programs - set(FOLDER.glob("dicom/*.py")):
+    elsewhere = {*(FOLDER / name for name in ("api.py", "batch.py", "stow.py", "destinations.py")), *FOLDER.glob("bodies/*.py")}
+    for file in set(FOLDER.rglob("*.py")) - elsewhere - set(FOLDER.glob("dicom/*.py")):
         for node in ast.walk(ast.parse(file.read_text())):
             match node:
                 case ast.Call(func=ast.Name(id=kind), args=[ast.Constant(value=str(detail))]) if kind in kinds:
