@@ -127,8 +127,8 @@ class Intake:
     def take(self, key: UUID | None, size: int, *, overdraw: bool) -> bool:
         """Whether there was room for so many bytes; it is taken. `overdraw`: of what machines leave to people, too."""
         most, holder = (1.0 if overdraw else _share(key)) * self._max_bytes, self._holder(key)
-        # However many keys there are, one image of each must fit.
-        own = max(image.MAX_BYTES, self._part(most, holder))
+        # However many keys there are, one image of each must fit; a form holds it twice.
+        own = max(2 * image.MAX_BYTES, self._part(most, holder))
         if self._bytes + size > most or (key is not None and not overdraw and holder.size + size > own):
             return False
         self._bytes += size

@@ -49,7 +49,10 @@ def details() -> set[str]:
     starting = {errors.StartupError.__name__, *(one.__name__ for one in errors.StartupError.__subclasses__())}
     kinds = {one.__name__ for one in errors.BY_CODE.values()} - starting
     found = set()
-    elsewhere = {*(FOLDER / name for name in ("api.py", "batch.py", "stow.py", "destinations.py")), *FOLDER.glob("bodies/*.py")}
+    elsewhere = {
+        *(FOLDER / name for name in ("api.py", "batch.py", "stow.py", "destinations.py")),
+        *FOLDER.glob("bodies/*.py"),
+    }
     for file in set(FOLDER.rglob("*.py")) - elsewhere - set(FOLDER.glob("dicom/*.py")):
         for node in ast.walk(ast.parse(file.read_text())):
             match node:
