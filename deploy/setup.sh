@@ -48,7 +48,7 @@ install_packages() {
 }
 
 if [ "$1" = system ]; then
-    install_packages chromium fonts-dejavu-core dcmtk orthanc orthanc-dicomweb dicom3tools
+    install_packages chromium fonts-dejavu-core libfaketime dcmtk orthanc orthanc-dicomweb dicom3tools
     exit 0
 fi
 
