@@ -115,18 +115,16 @@ def test_killed_database_comes_back_with_what_was_acknowledged(own_stack: Stack)
     assert [item["id"] for item in listed] == ids[::-1]
 
 
-def test_sigterm_leaves_no_process_and_no_shared_memory(tmp_path: Path) -> None:
-    stack = Stack(tmp_path / "state")
-    stack.start()
-    started = stack.processes()
+def test_sigterm_leaves_no_process_and_no_shared_memory(own_stack: Stack) -> None:
+    started = own_stack.processes()
     assert len(started) > 6
     mapped = regions(started)
     assert mapped
-    assert stack.stop() == 0
+    assert own_stack.stop() == 0
     _, alive = psutil.wait_procs(started, timeout=5)
     assert alive == []
     assert [path for path in mapped if path.exists()] == []
-    assert not (tmp_path / "state/database.url").exists()
+    assert not (own_stack.state_dir / "database.url").exists()
 
 
 def test_a_killed_supervisor_takes_its_children_along_and_the_next_start_is_clean(own_stack: Stack) -> None:
