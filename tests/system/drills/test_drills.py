@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import time
 from collections.abc import Callable, Iterator
 
 import psutil
@@ -62,9 +63,10 @@ def test_a_stream_outlives_what_is_killed(hospital: Stack, part: str, drills: li
     killed: list[int] = []
 
     def kill() -> None:
-        for process in named(hospital, PARTS[part])[:1]:
-            process.send_signal(signal.SIGKILL)
-            killed.append(process.pid)
+        while not (alive := named(hospital, PARTS[part])):
+            time.sleep(0.02)  # it is still on its way back from the time before
+        alive[0].send_signal(signal.SIGKILL)
+        killed.append(alive[0].pid)
 
     outcome = run(hospital, part, kill, times=KILLS, way=Dicom if part == DICOM else Http)
     drills.append(outcome)
