@@ -34,6 +34,7 @@ _CONNECT_S = 5.0
 _STATEMENT_S = 20.0
 _DIRECT = 6  # connections beside SQLAlchemy's, of which results take four at most
 Outcome = TypeVar("Outcome")
+_DRIVER_ERRORS = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 # SQLSTATE classes: connection exception, operator intervention (shutdown, starting up), insufficient resources, and
 # what an operator can mend while we run: no such database, wrong password.
 _PASSING_SQLSTATES = ("08", "57", "53", "3D", "28")
@@ -126,7 +127,7 @@ class Database:
                 yield session
         except PoolTimeout as error:
             raise Overloaded("All database connections are in use.", retry_after=2) from error
-        except (OSError, DBAPIError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        except (DBAPIError, *_DRIVER_ERRORS) as error:
             if _passing(error):
                 raise DatabaseUnavailable from error
             raise
@@ -154,9 +155,13 @@ class Database:
         try:
             direct = await self._direct  # opens no connection
             async with direct.acquire() as connection:
-                rows: Sequence[Mapping[str, Any]] = await connection.fetchmany(text, arguments)
+                try:
+                    rows: Sequence[Mapping[str, Any]] = await connection.fetchmany(text, arguments)
+                except asyncpg.InternalClientError:
+                    connection.terminate()  # it does not know any more what it waits for
+                    raise
                 return rows
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        except _DRIVER_ERRORS as error:
             if _passing(error):
                 raise DatabaseUnavailable from error
             raise
@@ -203,7 +208,9 @@ def _passing(error: Exception) -> bool:
     """Whether an error says that the database is away, rather than that the statement was wrong."""
     if isinstance(error, ValueError):  # asyncpg could not write a value, which it calls an InterfaceError, too
         return False
-    if isinstance(error, OSError | asyncpg.InterfaceError | OperationalError | InterfaceError):
+    # An InternalClientError is how asyncpg now and then takes the death of a connection.
+    away = OSError | asyncpg.InterfaceError | asyncpg.InternalClientError | OperationalError | InterfaceError
+    if isinstance(error, away):
         return True
     if isinstance(error, DBAPIError) and error.connection_invalidated:
         return True
@@ -236,7 +243,7 @@ async def _migrate(url: str) -> None:
         async with engine.begin() as connection:
             await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
             await connection.run_sync(_upgrade)
-    except (OSError, DBAPIError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+    except (DBAPIError, *_DRIVER_ERRORS) as error:
         if _passing(error):
             raise DatabaseUnavailable from error
         raise

@@ -232,3 +232,22 @@ def test_a_key_revoked_by_another_process_stops_within_a_second(server: Server, 
     asyncio.run(revoke())
     time.sleep(1)
     assert status() == 401
+
+
+def test_a_connection_that_lost_its_thread_is_given_up_and_another_asked(
+    own_database: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As asyncpg does when PostgreSQL is killed at an unlucky moment."""
+    well, failed = asyncpg.Connection.fetchmany, []
+
+    async def lost_once(connection: asyncpg.Connection, *arguments: object, **options: object) -> object:
+        if not failed:
+            failed.append(connection)
+            raise asyncpg.InternalClientError("cannot switch to state 13; another operation (2) is in progress")
+        return await well(connection, *arguments, **options)
+
+    monkeypatch.setattr(asyncpg.Connection, "fetchmany", lost_once)
+    headers = {"Authorization": f"Bearer {new_key(own_database.settings)}", "Content-Type": "image/jpeg"}
+    answer = httpx.post(f"{own_database.url}/v1/predictions", content=sample.jpeg(1), headers=headers)
+    assert answer.status_code == 201
+    assert failed[0].is_closed()

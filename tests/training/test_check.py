@@ -515,7 +515,9 @@ def test_written_pairs_settle_what_was_found_and_join_groups(folder: Path, tmp_p
 def test_every_error_of_an_image_has_a_code_here() -> None:
     from dermserve import errors
 
-    assert {cls.code for cls in errors._subclasses(errors.ImageError).values()} <= set(FINDINGS)
+    codes = {cls.code for cls in errors._subclasses(errors.ImageError).values()}
+    of_doors = {code for code in codes if code.startswith("dicom_")}  # what reads pixels alone meets none of them
+    assert codes - of_doors <= set(FINDINGS)
 
 
 def test_the_signs_are_those_of_a_perceptual_hash() -> None:
