@@ -332,3 +332,22 @@ def files(jpegs: list[bytes], tmp_path_factory: pytest.TempPathFactory) -> list[
     for path, data in zip(paths, jpegs, strict=True):
         path.write_bytes(data)
     return paths
+
+
+# `tests.chromium` imports this module, and most tests here need no browser: hence the imports within.
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """A real Chromium; `playwright.sync_api.Browser`."""
+    from tests.chromium import launched
+
+    with launched() as browser:
+        yield browser
+
+
+@pytest.fixture
+def page(server: Server, chromium: Any) -> Iterator[Any]:
+    """A page of somebody who was never here; `playwright.sync_api.Page`."""
+    from tests.chromium import visitor
+
+    with visitor(chromium, server.url) as page:
+        yield page

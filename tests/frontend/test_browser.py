@@ -4,28 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Dialog, Page, expect
 
-from tests.chromium import choose, launched, needs_chromium, overlay_canvas, pixel, register, sideways, visitor
+from tests.chromium import choose, needs_chromium, overlay_canvas, pixel, register, sideways, visitor
 from tests.frontend.conftest import Server
 
 pytestmark = needs_chromium
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    with launched() as browser:
-        yield browser
-
-
-@pytest.fixture
-def page(server: Server, chromium: Browser) -> Iterator[Page]:
-    with visitor(chromium, server.url) as page:
-        yield page
 
 
 def result_of(page: Page) -> str:

@@ -12,7 +12,7 @@ from playwright.sync_api import Browser, Page
 from starlette.routing import Route
 
 from frontend import pages
-from tests.chromium import launched, needs_chromium, sideways, visitor
+from tests.chromium import needs_chromium, sideways, visitor
 from tests.frontend.conftest import Server
 from tests.frontend.tour import STRANGERS, Tour, tour
 
@@ -22,12 +22,6 @@ WCAG = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
 RULES = {"runOnly": WCAG, "rules": {"target-size": {"enabled": True}}, "resultTypes": ["violations"]}
 # The colour scheme changes colours and nothing else.
 COLOURS = {"runOnly": {"type": "rule", "values": ["color-contrast"]}, "resultTypes": ["violations"]}
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    with launched() as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
-from playwright.sync_api import Browser, CDPSession, Page, expect
+from playwright.sync_api import CDPSession, Page, expect
 
 from frontend.i18n import percent
-from tests.chromium import choose, launched, needs_chromium, register, visitor
-from tests.frontend.conftest import Server
+from tests.chromium import choose, needs_chromium, register
 
 pytestmark = needs_chromium
 COUNT, FIRST = 200, 20
@@ -26,18 +24,6 @@ WATCH = """
       decoding.most = Math.max(decoding.most, decoding.now += 1);
       try { return await decode(...given); } finally { decoding.now -= 1; }
     };"""
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    with launched() as browser:
-        yield browser
-
-
-@pytest.fixture
-def page(server: Server, chromium: Browser) -> Iterator[Page]:
-    with visitor(chromium, server.url) as page:
-        yield page
 
 
 @pytest.fixture

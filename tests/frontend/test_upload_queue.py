@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, Request, expect
+from playwright.sync_api import Page, Request, expect
 
-from tests.chromium import choose, launched, needs_chromium, overlay_canvas, register, visitor
+from tests.chromium import choose, needs_chromium, overlay_canvas, register
 from tests.frontend.conftest import PASSWORD, Server
 
 pytestmark = needs_chromium
@@ -17,18 +16,6 @@ QUEUED = 10
 FORBID_STORAGE = """
     Object.defineProperty(window, "localStorage", { get() { throw new DOMException("denied", "SecurityError"); } });
     Object.defineProperty(window, "indexedDB", { get() { throw new DOMException("denied", "SecurityError"); } });"""
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    with launched() as browser:
-        yield browser
-
-
-@pytest.fixture
-def page(server: Server, chromium: Browser) -> Iterator[Page]:
-    with visitor(chromium, server.url) as page:
-        yield page
 
 
 @pytest.fixture

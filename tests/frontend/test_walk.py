@@ -12,18 +12,12 @@ import pyotp
 import pytest
 from playwright.sync_api import Browser, Dialog, Page, expect
 
-from tests.chromium import choose, elsewhere, launched, needs_chromium, overlay_canvas, pixel, register, visitor
+from tests.chromium import choose, elsewhere, needs_chromium, overlay_canvas, pixel, register, visitor
 from tests.frontend.conftest import PASSWORD, Server, execute
 from tests.frontend.test_identity import mailed_link
 
 pytestmark = needs_chromium
 NEW = "another four plain words"
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    with launched() as browser:
-        yield browser
 
 
 @pytest.fixture
